@@ -1,0 +1,1 @@
+"""Fused operations on packed multi-modality rows. They know tensors only; each has a plain-PyTorch reference."""
