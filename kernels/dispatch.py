@@ -1,4 +1,4 @@
-"""Which implementation of an op runs: Triton on CUDA, the torch path elsewhere; tests force a path and read which ran."""
+"""Which implementation of an op runs: Triton on CUDA, the torch path elsewhere. Tests force a path and read which ran."""
 
 import os
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def _known(path: str) -> str:
 
 
 def interpreting() -> bool:
-    """True where Triton kernels run in the interpreter (TRITON_INTERPRET=1 in the environment before they are imported)."""
+    """True where Triton kernels run in the interpreter: TRITON_INTERPRET=1, set before they are imported."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
@@ -33,7 +33,7 @@ def choose_path(op: str, device: torch.device, path: str | None = None) -> str:
     chosen = _known(path or _forced.get() or ("triton" if device.type == "cuda" else "torch"))
     if chosen == "triton" and device.type != "cuda" and not interpreting():
         raise ValueError(
-            f"path='triton' needs CUDA tensors, got tensors on {device}; on a CPU set TRITON_INTERPRET=1 before importing m5ds"
+            f"path='triton' needs CUDA tensors, got {device}; on a CPU set TRITON_INTERPRET=1 before importing m5ds"
         )
     _last[op] = chosen
     return chosen
