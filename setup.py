@@ -1,4 +1,4 @@
-"""Installs `m5ds` and, from the top-level folder `kernels/`, `m5ds.kernels` (docs/dependencies.md says why that way)."""
+"""Installs `m5ds` and, from the top-level folder `kernels/`, `m5ds.kernels` (docs/dependencies.md says why)."""
 
 from pathlib import Path
 
@@ -11,12 +11,39 @@ PINS = {
     if line.strip() and not line.startswith("#")
 }
 
-CORE = (
-    "torch deepspeed transformers accelerate webdataset triton sentencepiece tensorboard av pyarrow fsspec omegaconf"
-    " pydantic numpy pillow tqdm psutil matplotlib safetensors"
-).split()
-DOWNSTREAM = "scikit-learn faiss-cpu peft pandas".split()
-DEVELOPMENT = "pytest pytest-timeout pytest-xdist ruff mypy codespell hypothesis pre_commit scipy".split()
+CORE = [
+    "torch",
+    "deepspeed",
+    "transformers",
+    "accelerate",
+    "webdataset",
+    "triton",
+    "sentencepiece",
+    "tensorboard",
+    "av",
+    "pyarrow",
+    "fsspec",
+    "omegaconf",
+    "pydantic",
+    "numpy",
+    "pillow",
+    "tqdm",
+    "psutil",
+    "matplotlib",
+    "safetensors",
+]
+DOWNSTREAM = ["scikit-learn", "faiss-cpu", "peft", "pandas"]
+DEVELOPMENT = [
+    "pytest",
+    "pytest-timeout",
+    "pytest-xdist",
+    "ruff",
+    "mypy",
+    "codespell",
+    "hypothesis",
+    "pre_commit",
+    "scipy",
+]
 
 
 def pinned(names: list[str]) -> list[str]:

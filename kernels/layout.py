@@ -1,7 +1,8 @@
 """Where each product's rows lie in the packed activations x_TD (DESIGN.md section 3.2).
 
-Rows are modality-major: all image rows of the batch, then all text rows, and so on. A segment is (product b, modality m);
-inside a slab segments follow product order. There is no padding. Shape letters: B products, M modalities, T packed rows.
+Rows are modality-major: all image rows of the batch, then all text rows, and so on. A segment is (product b, modality
+m); inside a slab segments follow product order. There is no padding. Shape letters: B products, M modalities, T packed
+rows.
 """
 
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from torch import Tensor
 class PackedLayout:
     """Segments of a packed buffer. Built by `PackedLayout.build`, moved with `.to(device)`.
 
-    `seg_len_BM` governs attention (rows exist), `present_BM` governs losses (the product has the modality). A policy may
-    add rows for an absent modality, so `seg_len > 0` does not imply `present`; `present` implies `seg_len > 0`.
+    `seg_len_BM` governs attention (rows exist), `present_BM` governs losses (the product has the modality). A policy
+    may add rows for an absent modality, so `seg_len > 0` does not imply `present`; `present` implies `seg_len > 0`.
     """
 
     seg_start_BM: Tensor
@@ -36,7 +37,7 @@ class PackedLayout:
 
     @classmethod
     def build(cls, seg_len_BM: Tensor, present_BM: Tensor, product_B: Tensor, draw_B: Tensor) -> "PackedLayout":
-        """Lay out segments of the given lengths. All tensors on the CPU; `ValueError` where they contradict each other."""
+        """Lay out segments of the given lengths. All tensors on the CPU; `ValueError` where they are at odds."""
         if seg_len_BM.shape != present_BM.shape or seg_len_BM.dim() != 2:
             raise ValueError(
                 f"seg_len {tuple(seg_len_BM.shape)} and present {tuple(present_BM.shape)} must both be [B, M]"

@@ -1,9 +1,9 @@
 """Counter-based random numbers, keyed by what they belong to and never by where they are computed.
 
-Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). The counter and key are built from
-the identity of the thing that is drawn for, so that world size, micro-batch size and packing order change nothing:
+Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). The counter and key are built
+from the identity of the thing that is drawn for, so that world size, micro-batch size and packing order change nothing:
 
-    key     = (seed, draw)                                     seed: the run's; draw: the product's epoch or mixture draw
+    key     = (seed, draw)               seed: the run's; draw: the product's epoch or mixture draw
     counter = (element, stream << 24 | modality << 16 | index, product & 0xFFFFFFFF, product >> 32)
 
 `element` is a row, unit or position inside the product, `index` a layer or head number (16 bits), `product` the 64-bit
@@ -62,7 +62,7 @@ def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Ten rounds of Philox4x32. Counter and key words are int64 tensors of values in [0, 2**32) that broadcast together.
+    """Ten rounds of Philox4x32. Counter and key words are int64 tensors in [0, 2**32) that broadcast together.
 
     Returns four int64 tensors of values in [0, 2**32).
     """

@@ -1,8 +1,8 @@
 """A run's configuration: frozen dataclasses filled from strict YAML and `key=value` overrides.
 
-A mapping in a YAML file may name a `base` file (relative to the file that names it); its keys are merged over that file's.
-An unknown key or an ill-typed value is a `ConfigError` that names the file and the key. Which values live here and which in
-DeepSpeed's JSON: DESIGN section 3.9, docs/configuration.md.
+A mapping in a YAML file may name a `base` file (relative to the file that names it); its keys are merged over that
+file's. An unknown key or an ill-typed value is a `ConfigError` that names the file and the key. Which values live here
+and which in DeepSpeed's JSON: docs/configuration.md.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class TokenizerConfig:
 
     kind: Literal["sentencepiece", "huggingface"] = "sentencepiece"
     path: str | None = None
-    """A SentencePiece `.model` file or a Hugging Face tokenizer directory. None: train one on the run's training split."""
+    """A SentencePiece `.model` file or a Hugging Face tokenizer directory. None: train one on the training split."""
     vocab_size: Positive = 8000
     """Entries of the SentencePiece model to train; the model's embedding has as many rows as the tokenizer says."""
 
@@ -51,7 +51,7 @@ class DataConfig:
     """Products of the synthetic catalogue; only for `shards: quickstart`."""
     quickstart_seed: int = 0
     shuffle_pairs: bool = False
-    """Only for `shards: quickstart`: break the correspondence between modalities (the control run that must not learn)."""
+    """Only for `shards: quickstart`: break the correspondence between modalities (the control run)."""
     chunk_size: Positive = 64
     """Contiguous products of a shard that are read together; chunks are permuted, then products inside the window."""
     window_chunks: Positive = 16
@@ -81,8 +81,8 @@ class ModalityConfig:
     """How a segment is summarised: an added learned row, its first token row, the mean of its rows, or not at all."""
     mask_ratio: Fraction = 0.15
     mask_unit: Literal["token", "pair", "key_or_value", "row", "frame"] = "row"
-    """What is masked together: text `token`; table `pair`, `token`, `key_or_value`; others `row` (patch, region, tube) or
-    `frame` (all rows of one time step)."""
+    """What is masked together: text `token`; table `pair`, `token`, `key_or_value`; others `row` (patch, region, tube)
+    or `frame` (all rows of one time step)."""
     loss_weight: Annotated[float, Field(ge=0)] = 1.0
     init_from: str | None = None
     """Text only: a local Hugging Face BERT directory whose weights start this modality's embedding and encoder."""
@@ -94,7 +94,7 @@ class BlockConfig:
 
     repeat: Positive = 1
     visibility: str | list[list[bool]] | dict[str, list[str]] = "identity"
-    """`identity`, `all`, `off_diagonal`, an M x M matrix in table order, or query modality -> the key modalities it sees."""
+    """`identity`, `all`, `off_diagonal`, an M x M matrix, or query modality -> keys it sees."""
     updates: list[str] | None = None
     """Modalities whose rows the block changes; None: all."""
     attention_weights: Literal["shared", "per_modality"] = "per_modality"
@@ -144,10 +144,10 @@ class ModelConfig:
     layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-5
     initializer_range: Annotated[float, Field(gt=0)] = 0.02
     absent: Literal["drop", "token", "zeros"] = "drop"
-    """What stands for an absent modality: no rows; one learned token that enters at fusion; zeros (reproduction only)."""
+    """What stands for an absent modality: no rows; one learned token from fusion on; zeros (reproduction only)."""
     modalities: dict[str, ModalityConfig] = dataclasses.field(default_factory=dict)
     blocks: dict[str, BlockConfig] = dataclasses.field(default_factory=dict)
-    """Blocks in order, by name. Those whose visibility is `identity` before the first other one are the unimodal encoders;
+    """Blocks in order, by name. The leading ones of visibility `identity` are the unimodal encoders;
     the contrastive features are read after them, and `absent: token` rows enter there."""
     contrastive: ContrastiveConfig = ContrastiveConfig()
     harmony: HarmonyConfig = HarmonyConfig()
@@ -266,7 +266,19 @@ def _merge_bases(tree: Any, path: Path) -> Any:
     if "base" not in tree:
         return tree
     base = tree.pop("base")
-    return OmegaConf.merge(_read((path.parent / str(base)).resolve()), tree)
+    under = _read((path.parent / str(base)).resolve())
+    _drop_other_kinds(under, tree)
+    return OmegaConf.merge(under, tree)
+
+
+def _drop_other_kinds(under: Any, over: Any) -> None:
+    """A mapping of another `kind` replaces the one below it whole: the keys of two kinds do not mix."""
+    for key in over:
+        if OmegaConf.is_dict(over._get_node(key)) and OmegaConf.is_dict(under._get_node(key)):
+            if over[key].get("kind", under[key].get("kind")) != under[key].get("kind"):
+                del under[key]
+            else:
+                _drop_other_kinds(under[key], over[key])
 
 
 def _check_together(config: RunConfig, where: str) -> None:

@@ -1,7 +1,7 @@
 """What one product's rows of a modality are: raw media cut into units, tokens, or precomputed features.
 
 The data layer makes the rows, the model's embedder consumes them, and both read the sizes here. Every spec has `kind`,
-`dim` (features per row, None for tokens) and `max_rows` (the largest number of content rows of a product, [CLS] not counted).
+`dim` (features per row, None for tokens) and `max_rows` (most content rows of a product, [CLS] not counted).
 """
 
 from typing import ClassVar, Literal
@@ -39,7 +39,7 @@ class ImagePatches:
 
 @_spec
 class VideoTubes:
-    """`frames` RGB frames chosen by timestamp, resized to size x size, cut into tubes of tube_frames x patch x patch."""
+    """`frames` RGB frames chosen by timestamp, size x size pixels, cut into tubes of tube_frames x patch x patch."""
 
     kind: Literal["video_tubes"] = "video_tubes"
     frames: int = 12
@@ -112,7 +112,7 @@ class TextTokens:
 
 @_spec
 class TablePairs:
-    """Token ids of the attribute table, key then value, pair after pair. A pair that does not fit whole is left out."""
+    """Token ids of the attributes, key then value, pair after pair. A pair that does not fit whole is left out."""
 
     kind: Literal["table_pairs"] = "table_pairs"
     max_tokens: int = 64
@@ -126,7 +126,7 @@ class TablePairs:
 
 @_spec
 class RegionFeatures:
-    """Precomputed detector regions: `.npz` with `features` [N, dim], `boxes` [N, 4] in pixels, `size` (height, width)."""
+    """Detector regions: `.npz` with `features` [N, dim], `boxes` [N, 4] in pixels, `size` (height, width)."""
 
     kind: Literal["region_features"] = "region_features"
     max_regions: int = 36
@@ -139,7 +139,7 @@ class RegionFeatures:
 
 @_spec
 class FeatureRows:
-    """Precomputed `.npy` of [rows, dim] floats: 12 x 1024 clip vectors, 80 x 751 mel bins, or any other sequence."""
+    """A `.npy` of [rows, dim] floats: 12 x 1024 clip vectors, 80 x 751 mel bins, or any other sequence."""
 
     kind: Literal["feature_rows"] = "feature_rows"
     rows: int = 12

@@ -15,7 +15,7 @@ class Modality:
     name: str
     """The name used in catalogues' presence, configs, metrics and module names."""
     source: str
-    """What the data layer does with its members: `image`, `text`, `table`, `video`, `audio` decode; `array` reads `.npy`."""
+    """What its members are to the data layer: `image`, `text`, `table`, `video`, `audio`; `array` reads `.npy`."""
     catalogue_field: str
     """The catalogue record's field that declares it (docs/catalogue.md)."""
     task: str

@@ -1,0 +1,63 @@
+# `make pretrain` and `make test` each work alone on a fresh machine with Python 3.11 and a C++ compiler: they create .venv,
+# install into it, and run. Nothing is compiled on a machine without a GPU.
+
+PYTHON ?= python3
+VENV := $(CURDIR)/.venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+# DALI's wheel carries the CUDA version in its name and also runs on the CPU; on a CUDA 13 machine: make DALI=cuda130 ...
+DALI ?= cuda120
+
+export TORCH_EXTENSIONS_DIR ?= $(VENV)/torch_extensions
+export PATH := $(BIN):$(PATH)
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: install pretrain test test-fast test-interpreter test-slow test-all lint format bench docs downstream gpu-smoke clean
+
+install: $(STAMP)
+
+# torch comes first and alone: DeepSpeed's build imports it. DS_BUILD_OPS stays 0, so that nothing is compiled here.
+$(STAMP): setup.py constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "m5ds needs Python 3.11 or newer; try make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" "$$(grep '^numpy==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[dali-$(DALI),dev]"
+	touch $(STAMP)
+
+pretrain: install
+	deepspeed m5ds/pretrain.py --ds_config configs/zero3.json
+
+# The fast tier: everything that is not marked slow, then the kernels in Triton's interpreter (a process of its own, since
+# the variable must be set before a kernel is imported).
+test: test-fast test-interpreter
+
+test-fast: install
+	python -m pytest -q -m "not slow" --ignore=tests/kernels/interpreter
+
+test-interpreter: install
+	TRITON_INTERPRET=1 python -m pytest -q -m "not slow" tests/kernels/interpreter
+
+# The slow tier alone; .ci/run calls it after `make test`.
+test-slow: install
+	python -m pytest -q -m slow --ignore=tests/kernels/interpreter --timeout=1200
+	TRITON_INTERPRET=1 python -m pytest -q -m slow tests/kernels/interpreter --timeout=1200
+
+test-all: test test-slow
+
+lint: install
+	ruff check .
+	ruff format --check .
+	mypy
+	codespell
+
+format: install
+	ruff check --fix .
+	ruff format .
+
+clean:
+	rm -rf runs data build dist *.egg-info
+
+# The one command that the first owner of GPUs runs: two-rank NCCL, GPU decode against CPU decode, the `gpu` tests.
+gpu-smoke: install
+	python tools/gpu_smoke.py

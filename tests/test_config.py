@@ -1,0 +1,85 @@
+"""Configurations are strict: what is misspelt or ill-typed is an error that names file and key."""
+
+from pathlib import Path
+
+import pytest
+
+from m5ds import config, inputs
+from m5ds.config import ConfigError
+
+ROOT = Path(__file__).parents[1]
+QUICKSTART = ROOT / "configs" / "run" / "quickstart.yaml"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "run").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_run_loads_and_survives_a_round_trip(path):
+    run = config.load(path)
+    assert config.parse(run.to_dict(), "round trip") == run
+
+
+def test_overrides_reach_nested_keys():
+    run = config.load(QUICKSTART, ["train.total_steps=7", "model.blocks.unimodal.repeat=3"])
+    assert run.train.total_steps == 7
+    assert run.model.blocks["unimodal"].repeat == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.total_step=7", "unknown key train.total_step"),
+        ("train.total_steps=abc", "train.total_steps: .*valid integer.*'abc'"),
+        ("data.max_bad_fraction=2", "data.max_bad_fraction: .*less than or equal to 1"),
+        ("model.modalities.image.input.size=47", "47 must be a positive multiple of"),
+        (
+            "model.modalities.scent={embedder: patches, head: regression, input: {kind: image_patches}}",
+            "unknown modality",
+        ),
+        ("train.epochs=2", "exactly one of train.total_steps and train.epochs"),
+        ("train.accumulation=7", "multiple of train.accumulation 7"),
+        ("model.blocks.cross.num_heads=7", "must divide hidden_size"),
+        ("model.blocks.cross.updates=[sound]", "names 'sound'"),
+        ("nonsense", "not of the form key=value"),
+    ],
+)
+def test_bad_overrides_name_file_and_key(override, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        config.load(QUICKSTART, [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("name: [", "not valid YAML"), ("- a", "must hold a mapping"), ("name: x\nname: y", "not valid YAML")],
+)
+def test_unreadable_files_are_one_clear_line(tmp_path, text, message):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        config.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_or_base_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"absent\.yaml: no such configuration file"):
+        config.load(tmp_path / "absent.yaml")
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {base: nowhere.yaml}")
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such configuration file"):
+        config.load(path)
+
+
+def test_base_is_overridden_key_by_key(tmp_path):
+    (tmp_path / "base.yaml").write_text("hidden_size: 64\nnum_heads: 2\n")
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "name: x\nmodel: {base: base.yaml, hidden_size: 128, modalities: {text: {embedder: tokens, head: vocabulary,"
+        " input: {kind: text_tokens}}}}\ntrain: {total_steps: 1}\n"
+    )
+    run = config.load(path)
+    assert (run.model.hidden_size, run.model.num_heads) == (128, 2)
+
+
+def test_a_mapping_of_another_kind_replaces_the_base_whole():
+    run = config.load(ROOT / "configs" / "run" / "m5product_features.yaml")
+    assert run.model.modalities["image"].input == inputs.RegionFeatures(max_regions=36, dim=2048)
+    assert run.model.modalities["text"].input.kind == "text_tokens"

@@ -1,0 +1,27 @@
+"""One table, in the paper's order; nothing else knows how many modalities there are."""
+
+import pytest
+
+from m5ds import modality
+from m5ds.modality import Modality
+
+
+def test_the_order_is_the_papers_chain():
+    assert modality.names() == ("image", "text", "table", "video", "audio")
+
+
+def test_chosen_names_come_back_in_table_order():
+    assert modality.in_table_order(["audio", "image"]) == ("image", "audio")
+    with pytest.raises(ValueError, match="unknown modality 'scent'"):
+        modality.in_table_order(["scent"])
+    with pytest.raises(ValueError, match="must not repeat"):
+        modality.in_table_order(["text", "text"])
+
+
+def test_an_extension_lasts_as_long_as_its_block():
+    scent = Modality(name="scent", source="array", catalogue_field="scents", task="msp")
+    with modality.extended(scent):
+        assert modality.names()[-1] == "scent"
+        with pytest.raises(ValueError, match="already"), modality.extended(scent):
+            pass
+    assert "scent" not in modality.names()
