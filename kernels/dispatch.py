@@ -1,4 +1,4 @@
-"""Which implementation of an op runs: Triton on CUDA, the torch path elsewhere. Tests force a path and read which ran."""
+"""Which implementation of an op runs: Triton on CUDA, the torch path elsewhere; tests force one and read which ran."""
 
 import os
 from collections.abc import Iterator
