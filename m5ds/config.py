@@ -209,6 +209,26 @@ def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
 
     Raises ConfigError with one line that names the file and the key.
     """
+    config = parse(_tree(path, overrides), str(path))
+    _check_together(config, str(path))
+    return config
+
+
+def given_keys(path: str | Path, overrides: list[str] | None = None) -> frozenset[str]:
+    """The dotted keys that the YAML, its bases or an override set, as opposed to defaults (m5ds/train/ds_config.py)."""
+
+    def leaves(tree: dict[str, Any], prefix: str) -> list[str]:
+        return [
+            key
+            for name, value in tree.items()
+            for key in (leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"])
+        ]
+
+    return frozenset(leaves(_tree(path, overrides), ""))
+
+
+def _tree(path: str | Path, overrides: list[str] | None) -> dict[str, Any]:
+    """Plain mappings: the YAML with its bases under it and the overrides over it, interpolations resolved."""
     tree = _read(Path(path))
     for override in overrides or []:
         if "=" not in override:
@@ -219,9 +239,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
     except omegaconf.errors.OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {_first_line(error)}") from error
     assert isinstance(plain, dict)
-    config = parse(plain, str(path))
-    _check_together(config, str(path))
-    return config
+    return plain
 
 
 def parse(tree: dict[str, Any], where: str) -> RunConfig:
