@@ -71,7 +71,7 @@ _PHRASES = {
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What one product will be, before anything is drawn. `looks` has one entry a modality; shuffling makes them differ."""
+    """What a product will be, before anything is drawn. `looks` has an entry a modality: shuffling sets them apart."""
 
     index: int
     group: int

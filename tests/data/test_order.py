@@ -1,0 +1,124 @@
+"""The order is a permutation in every epoch, a pure function of its arguments, and deals fairly."""
+
+import itertools
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from m5ds.data.order import Order, Place, deal
+
+SIZES = (7, 0, 130, 64, 1)
+
+
+def make(seed=0, chunk_size=8, window_chunks=3, sizes=SIZES, **options):
+    return Order(sizes, seed, chunk_size, window_chunks, **options)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=6).filter(any),
+    chunk_size=st.integers(1, 50),
+    window_chunks=st.integers(1, 5),
+    epoch=st.integers(0, 2**32 - 2),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_every_epoch_is_an_exact_permutation(sizes, chunk_size, window_chunks, epoch, seed):
+    order = Order(sizes, seed, chunk_size, window_chunks)
+    places = order.at(epoch, range(order.num_products))
+    assert sorted(places) == [(shard, index) for shard, size in enumerate(sizes) for index in range(size)]
+
+
+def test_epochs_and_seeds_differ_and_repeat():
+    order = make()
+    everything = range(order.num_products)
+    assert order.at(0, everything) == make().at(0, everything)
+    assert order.at(0, everything) != order.at(1, everything)
+    assert order.at(0, everything) != make(seed=1).at(0, everything)
+
+
+def test_a_position_does_not_depend_on_what_was_asked_before():
+    order = make()
+    expected = order.at(3, range(order.num_products))
+    for position in (201, 0, 57, 56, 130):
+        fresh = make()
+        assert fresh.at(3, [position]) == [expected[position]]
+        assert order.at(3, [position]) == [expected[position]]
+
+
+def test_positions_go_on_over_epochs_without_dropping_or_repeating():
+    order = make()
+    n = order.num_products
+    places = order.places(0, 3 * n)
+    assert [place.epoch for place in places] == [0] * n + [1] * n + [2] * n
+    for epoch in range(3):
+        assert len(set(places[epoch * n : (epoch + 1) * n])) == n
+    assert order.places(n - 5, 10) == places[n - 5 : n + 5]
+    assert order.places(n - 5, 2 * n) == places[n - 5 : 3 * n - 5]
+
+
+def test_products_stay_inside_their_window_of_chunks():
+    order = make(sizes=(96,), chunk_size=8, window_chunks=4)
+    places = order.at(0, range(96))
+    windows = [places[start : start + 32] for start in range(0, 96, 32)]
+    chunks = [{index // 8 for _, index in window} for window in windows]
+    assert [len(window) for window in chunks] == [4, 4, 4]
+    assert not set.intersection(*chunks)
+    assert [index for _, index in windows[0]] != sorted(index for _, index in windows[0])
+
+
+def test_without_shuffling_the_order_is_that_of_the_shards():
+    assert make(shuffle=False).places(5, 4) == [Place(0, 0, 5), Place(0, 0, 6), Place(0, 2, 0), Place(0, 2, 1)]
+
+
+def test_first_places_are_spread_evenly_over_the_products():
+    order = make(sizes=(16,), chunk_size=2, window_chunks=8)
+    counts = [0] * 16
+    for epoch in range(1600):
+        counts[order.at(epoch, [0])[0][1]] += 1
+    # 100 expected each, standard deviation 9.7.
+    assert min(counts) > 55 and max(counts) < 145
+
+
+def test_an_order_over_a_billion_products_is_evaluated_without_listing_them():
+    started = time.monotonic()
+    order = Order([250_000_000] * 4, 0, 100_000, 2)
+    assert len(set(order.at(7, [999_999_999, 0]))) == 2
+    # Listing them would take 16 GB and minutes.
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("options", [{"chunk_size": 0}, {"window_chunks": 0}])
+def test_sizes_below_one_are_refused_by_name(options):
+    with pytest.raises(ValueError, match="data.chunk_size and data.window_chunks"):
+        make(**options)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    per_slot=st.integers(1, 8),
+    num_slots=st.integers(1, 6),
+    data=st.data(),
+)
+def test_dealing_uses_every_product_once_with_equal_counts(per_slot, num_slots, data):
+    costs = data.draw(st.lists(st.integers(0, 300), min_size=per_slot * num_slots, max_size=per_slot * num_slots))
+    slots = deal(costs, num_slots)
+    assert [len(slot) for slot in slots] == [per_slot] * num_slots
+    assert sorted(itertools.chain(*slots)) == list(range(len(costs)))
+    assert all(slot == sorted(slot) for slot in slots)
+    assert slots == deal(list(costs), num_slots)
+
+
+def test_dealt_costs_are_nearly_equal():
+    order = make(sizes=(64,), chunk_size=1, window_chunks=64)
+    costs = [20 + 3 * index for _, index in order.at(0, range(64))]
+    loads = [sum(costs[product] for product in slot) for slot in deal(costs, 8)]
+    assert max(loads) - min(loads) < 0.02 * max(loads)
+    in_turn = [sum(costs[slot::8]) for slot in range(8)]
+    assert max(loads) - min(loads) < max(in_turn) - min(in_turn)
+
+
+def test_a_batch_that_cannot_be_dealt_equally_is_refused():
+    with pytest.raises(ValueError, match=r"global_batch_size 10 must be a multiple of the 4"):
+        deal([1.0] * 10, 4)
