@@ -1,8 +1,8 @@
 """Which attention weights dropout drops: a pure function of product, draw, head, layer and the two rows.
 
 Offsets: the rows of a product are counted in modality order, each segment starting at a multiple of 4 (so that the four
-words of one Philox call serve four neighbouring keys wherever a tile starts). The weight of (query offset q, key offset k)
-of head h in layer l is decided by word k % 4 of
+words of one Philox call serve four neighbouring keys wherever a tile starts). The weight of (query offset q, key offset
+k) of head h in layer l is decided by word k % 4 of
 
     random_words(stream=ATTENTION_DROPOUT, modality=h, index=l, element=q << 16 | k // 4)
 

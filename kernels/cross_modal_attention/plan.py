@@ -1,7 +1,7 @@
 """How the torch path batches a layout's attention: few padded SDPA calls over products of near-equal lengths.
 
-A sequence is a product together with the query modalities that see the same key modalities. Sequences of near-equal length share a
-bucket, padded to its longest; where the boundaries lie minimises a cost model fitted to measurements (docs/kernels.md).
+A sequence is a product together with the query modalities that see the same key modalities. Sequences of near-equal
+length share a bucket, padded to its longest; the boundaries minimise a cost model fitted to measurements.
 Letters: S sequences, M modalities, P sequences of one bucket, Q and K rows of a padded sequence.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m5ds.kernels.cross_modal_attention.dropout import aligned
+from m5ds.kernels.cross_modal_attention.dropout import segment_offsets
 from m5ds.kernels.cross_modal_attention.rows import Gather, RowMap
 from m5ds.kernels.cross_modal_attention.spec import AttentionSpec
 from m5ds.kernels.layout import PackedLayout
@@ -96,10 +96,7 @@ class _Sequences:
 def _build(layout: PackedLayout, spec: AttentionSpec, width: int) -> Plan:
     length_BM = np.array(layout.lengths, dtype=np.int64).reshape(layout.num_products, layout.num_modalities)
     start_BM = np.cumsum(length_BM, 0) - length_BM + np.array(layout.slab[:-1], dtype=np.int64)
-    aligned_BM = np.array([[aligned(n) for n in row] for row in layout.lengths], dtype=np.int64).reshape(
-        length_BM.shape
-    )
-    offset_BM = np.cumsum(aligned_BM, 1) - aligned_BM
+    offset_BM = np.array([segment_offsets(row) for row in layout.lengths], dtype=np.int64).reshape(length_BM.shape)
     groups = query_groups(spec)
     buckets, query_rows, key_rows, key_groups = [], [], [], []
     for pool, causal in _pools(groups):

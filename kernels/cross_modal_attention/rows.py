@@ -1,4 +1,4 @@
-"""Moving packed rows into padded groups and back, with gathers in both directions (no scatter, so the backward is deterministic).
+"""Moving packed rows into padded groups and back with gathers only: no scatter, so the backward is deterministic.
 
 `index_select` in the forward and the backward: `x[idx]` would scatter in its backward, 3-8 times slower (FINDINGS.md).
 """

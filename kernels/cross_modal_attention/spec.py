@@ -1,4 +1,4 @@
-"""Who attends to whom in a block: the normalised visibility matrix, update flags and causal flags (DESIGN.md section 3.3)."""
+"""Who attends to whom in a block: normalised visibility matrix, update flags, causal flags (DESIGN.md section 3.3)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

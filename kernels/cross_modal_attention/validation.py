@@ -41,9 +41,9 @@ def validate(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, dropout: Dro
 
 
 def validate_layout(layout: PackedLayout) -> None:
-    """`ValueError` where host lengths, slabs and the tensors contradict each other: segments overlap or leave the buffer.
+    """`ValueError` where host lengths, slabs and tensors contradict each other: segments overlap or leave the buffer.
 
-    Tensors on an accelerator are not read (that would wait for it); the kernels take their addresses from the host's lengths.
+    Tensors on an accelerator are not read (that would wait for it): kernels take addresses from the host's lengths.
     """
     num_products, num_modalities = layout.seg_len_BM.shape
     if len(layout.lengths) != num_products or any(len(row) != num_modalities for row in layout.lengths):
