@@ -1,4 +1,4 @@
-"""Definition of cross_modal_attention: dense attention product by product, in its inputs' dtype (float64 for gradcheck).
+"""Definition of cross_modal_attention: dense attention product by product, in the inputs' dtype (also float64).
 
 Shape letters: T packed rows, H heads, D head dim; Q, K rows of one query segment and of the keys it sees.
 """
@@ -27,7 +27,7 @@ def cross_modal_attention_reference(
     scale: float,
     dropout: Dropout,
 ) -> Tensor:
-    """softmax(scale * q k^T) v [T, H, D] of every updated segment over the rows it sees, zero elsewhere, in q's dtype."""
+    """out_THD: softmax(scale * q k^T) v of every updated segment over the rows it sees, zero elsewhere, in q's dtype."""
     empty_0HD = q_THD[:0]
     out_mb: list[Tensor] = []
     for m in range(layout.num_modalities):
