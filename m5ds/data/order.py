@@ -1,8 +1,8 @@
 """Which product comes at which position: a pure function of (seed, epoch, position) (DESIGN section 3.7).
 
 Chunks (contiguous runs inside a shard) are permuted, then products are permuted inside a window of chunks: reads stay
-nearly sequential and the memory needed grows with the number of chunks only. Nothing is walked, so any position is found
-at once and the state of a loader is one integer. Random numbers are Philox words keyed by (seed, epoch), sorted.
+nearly sequential and the memory needed grows with the number of chunks only. Nothing is walked: any position is found
+at once, and the state of a loader is one integer. Random numbers are Philox words keyed by (seed, epoch), sorted.
 """
 
 import threading
@@ -143,8 +143,8 @@ class Order:
 def deal(costs: Sequence[float], num_slots: int) -> list[list[int]]:
     """Deal products to slots: equal counts and nearly equal cost (longest first to the cheapest slot that has room).
 
-    Returns for each slot the indices into `costs`, ascending. Deterministic. Raises ValueError where the products cannot
-    be dealt equally.
+    Returns for each slot the indices into `costs`, ascending. Deterministic. Raises ValueError where they cannot be
+    dealt equally.
     """
     if num_slots < 1 or len(costs) % num_slots:
         raise ValueError(
