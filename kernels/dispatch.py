@@ -24,13 +24,16 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
-def choose_path(op: str, device: torch.device, path: str | None = None) -> str:
+def choose_path(op: str, device: torch.device, path: str | None = None, available: tuple[str, ...] = PATHS) -> str:
     """The path that `op` takes on tensors of `device`, recorded for `last_path`.
 
     `path` (the caller's wish) wins over `force_path`, which wins over the device's own: CUDA -> `triton`, else `torch`.
+    An op that lacks the path so chosen (it is not in `available`) runs its torch path.
     `ValueError` for an unknown path, and for `triton` on a device that cannot run it.
     """
     chosen = _known(path or _forced.get() or ("triton" if device.type == "cuda" else "torch"))
+    if chosen not in available:
+        chosen = "torch"
     if chosen == "triton" and device.type != "cuda" and not interpreting():
         raise ValueError(
             f"path='triton' needs CUDA tensors, got {device}; on a CPU set TRITON_INTERPRET=1 before importing m5ds"

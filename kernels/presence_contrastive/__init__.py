@@ -1,0 +1,94 @@
+"""InfoNCE between modalities over the products that have both (PAPER Eq. 2, DESIGN sections 3.4 and 5).
+
+Shape letters: B local products, C products of the gathered global batch, M modalities, D width, P pairs.
+"""
+
+import torch
+from torch import Tensor
+
+from m5ds.kernels.dispatch import choose_path
+from m5ds.kernels.presence_contrastive.reference import presence_contrastive_reference
+from m5ds.kernels.presence_contrastive.torch_path import PresenceContrastive
+
+__all__ = ["presence_contrastive"]
+
+_PATHS = {"reference": presence_contrastive_reference, "torch": PresenceContrastive.apply}
+
+
+def presence_contrastive(
+    features_BMD: Tensor,
+    keys_CMD: Tensor,
+    present_BM: Tensor,
+    keys_present_CM: Tensor,
+    positive_B: Tensor,
+    pairs: list[tuple[int, int]] | tuple[tuple[int, int], ...],
+    logit_scale: Tensor,
+    weights_BP: Tensor | None = None,
+    loss_weights_BP: Tensor | None = None,
+    path: str | None = None,
+) -> Tensor:
+    """Local sums of InfoNCE per pair and direction: loss_P2, float32 (float64 for float64 inputs).
+
+    For pair p = (i, j) the queries are the local products that have both modalities and the keys are the products of
+    the gathered batch that have both. Direction 0 compares features[:, i] with keys[:, j], direction 1 features[:, j]
+    with keys[:, i]. A query's loss is logsumexp over keys minus the logit of `positive_B[b]`, its own index
+    (int64) in the gathered batch, which must have every modality that the query has; logit = logit_scale * weights_BP[b, p] * <f, k>,
+    and `loss_weights_BP[b, p]` multiplies the loss. Presence is bool, True = present; `logit_scale` is a scalar tensor.
+
+    Gradients flow to features, keys, logit_scale and both weights; a pair without queries has loss zero and zero
+    gradients. Features and keys share a dtype. `ValueError` names a bad argument.
+    """
+    pairs = tuple((int(i), int(j)) for i, j in pairs)
+    _check(features_BMD, keys_CMD, present_BM, keys_present_CM, positive_B, pairs, logit_scale)
+    for name, weights in (("weights_BP", weights_BP), ("loss_weights_BP", loss_weights_BP)):
+        if weights is not None and weights.shape != (features_BMD.shape[0], len(pairs)):
+            raise ValueError(f"{name} must be [{features_BMD.shape[0]}, {len(pairs)}], got {list(weights.shape)}")
+    chosen = choose_path("presence_contrastive", features_BMD.device, path)
+    loss_P2: Tensor = _PATHS[chosen](
+        features_BMD,
+        keys_CMD,
+        present_BM,
+        keys_present_CM,
+        positive_B,
+        pairs,
+        logit_scale,
+        weights_BP,
+        loss_weights_BP,
+    )
+    return loss_P2
+
+
+def _check(
+    features_BMD: Tensor,
+    keys_CMD: Tensor,
+    present_BM: Tensor,
+    keys_present_CM: Tensor,
+    positive_B: Tensor,
+    pairs: tuple[tuple[int, int], ...],
+    logit_scale: Tensor,
+) -> None:
+    if features_BMD.dim() != 3 or not features_BMD.is_floating_point():
+        raise ValueError(
+            f"features_BMD must be floating [B, M, D], got {features_BMD.dtype} {list(features_BMD.shape)}"
+        )
+    num_products, num_modalities, _ = features_BMD.shape
+    if keys_CMD.dim() != 3 or keys_CMD.shape[1:] != features_BMD.shape[1:]:
+        raise ValueError(f"keys_CMD has shape {list(keys_CMD.shape)}, features_BMD {list(features_BMD.shape)}")
+    if keys_CMD.dtype != features_BMD.dtype:
+        raise ValueError(f"keys_CMD is {keys_CMD.dtype}, features_BMD is {features_BMD.dtype}")
+    masks = (("present_BM", present_BM, num_products), ("keys_present_CM", keys_present_CM, keys_CMD.shape[0]))
+    for name, mask, rows in masks:
+        if mask.dtype != torch.bool or mask.shape != (rows, num_modalities):
+            raise ValueError(f"{name} must be bool [{rows}, {num_modalities}], got {mask.dtype} {list(mask.shape)}")
+    if positive_B.dtype != torch.int64 or positive_B.shape != (num_products,):
+        raise ValueError(f"positive_B must be int64 [{num_products}], got {positive_B.dtype} {list(positive_B.shape)}")
+    if logit_scale.numel() != 1:
+        raise ValueError(f"logit_scale must be a scalar tensor, got shape {list(logit_scale.shape)}")
+    if not pairs:
+        raise ValueError("pairs must name at least one pair of modalities")
+    for pair in pairs:
+        if pair[0] == pair[1] or not all(0 <= m < num_modalities for m in pair):
+            raise ValueError(f"pairs holds {pair}; a pair is two different numbers below {num_modalities}")
+    for name, value in (("keys_CMD", keys_CMD), *((name, mask) for name, mask, _ in masks), ("positive_B", positive_B)):
+        if value.device != features_BMD.device:
+            raise ValueError(f"{name} is on {value.device}, features_BMD on {features_BMD.device}")

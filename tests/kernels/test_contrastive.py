@@ -1,0 +1,143 @@
+"""presence_contrastive: the definition against the paths that run without a GPU."""
+
+import pytest
+import torch
+from contrastive_cases import PAIRS_ALL, PAIRS_CHAIN, case, gradients, without_weights
+from embed_cases import all_patterns, relative_rms
+
+from m5ds.kernels.dispatch import last_path
+from m5ds.kernels.presence_contrastive import presence_contrastive, torch_path
+
+
+def _patterns(copies: int = 2) -> torch.Tensor:
+    return all_patterns().repeat(copies, 1)[torch.randperm(32 * copies, generator=torch.Generator().manual_seed(0))]
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("pairs", [PAIRS_ALL, PAIRS_CHAIN])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 1e-2)],
+)
+def test_torch_path_agrees_with_float64_reference(
+    dtype: torch.dtype, tolerance: float, pairs: tuple[tuple[int, int], ...], weighted: bool
+) -> None:
+    arguments = case(_patterns(), slice(5, 42), num_pairs=len(pairs), dtype=dtype)
+    if not weighted:
+        arguments = without_weights(arguments)
+    exact = {
+        name: value.detach().double().requires_grad_() if value.is_floating_point() else value
+        for name, value in arguments.items()
+    }
+    want = presence_contrastive(**exact, pairs=pairs, path="reference")
+    got = presence_contrastive(**arguments, pairs=pairs)
+    assert last_path("presence_contrastive") == "torch"
+    assert relative_rms(got, want) < tolerance
+    wanted = gradients(want, exact)
+    for name, grad in gradients(got, arguments).items():
+        assert grad is not None, name
+        assert grad.dtype == arguments[name].dtype, name
+        assert relative_rms(grad, wanted[name]) < tolerance, name
+
+
+@pytest.mark.parametrize("path", ["reference", "torch"])
+def test_gradcheck(path: str) -> None:
+    arguments = case(all_patterns()[[31, 0, 13, 27, 7]], slice(1, 4), width=3, num_pairs=4)
+    names = [name for name, value in arguments.items() if value.requires_grad]
+
+    def function(*values: torch.Tensor) -> torch.Tensor:
+        return presence_contrastive(
+            **{**arguments, **dict(zip(names, values, strict=True))}, pairs=PAIRS_CHAIN, path=path
+        )
+
+    assert torch.autograd.gradcheck(function, tuple(arguments[name] for name in names))
+
+
+def test_chunks_change_nothing_but_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = case(_patterns(3), slice(0, 96))
+    whole = presence_contrastive(**arguments, pairs=PAIRS_ALL)
+    whole_grads = gradients(whole, arguments)
+    monkeypatch.setattr(torch_path, "_CHUNK_LOGITS", 1)
+    chunked = presence_contrastive(**arguments, pairs=PAIRS_ALL)
+    torch.testing.assert_close(chunked, whole, rtol=1e-12, atol=0)
+    for name, grad in gradients(chunked, arguments).items():
+        torch.testing.assert_close(grad, whole_grads[name], rtol=1e-10, atol=1e-12)
+
+
+def test_ranks_add_up_to_one_process() -> None:
+    """Each rank evaluates its own rows against all keys; losses and gradients of the ranks sum to the whole's."""
+    whole = without_weights(case(_patterns(1), slice(0, 32)))
+    whole["features_BMD"] = whole["keys_CMD"]
+    loss = presence_contrastive(**whole, pairs=PAIRS_ALL)
+    (want,) = torch.autograd.grad(loss.sum(), whole["keys_CMD"])
+    total, got = torch.zeros_like(loss), torch.zeros_like(want)
+    for part in (slice(0, 11), slice(11, 32)):
+        rank = {
+            **whole,
+            "features_BMD": whole["keys_CMD"][part],
+            "present_BM": whole["present_BM"][part],
+            "positive_B": whole["positive_B"][part],
+        }
+        part_loss = presence_contrastive(**rank, pairs=PAIRS_ALL)
+        total, got = total + part_loss, got + torch.autograd.grad(part_loss.sum(), whole["keys_CMD"])[0]
+    torch.testing.assert_close(total, loss)
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("path", ["reference", "torch"])
+@pytest.mark.parametrize("num_products", [0, 3])
+def test_nothing_present_gives_zero_loss_and_zero_gradients(path: str, num_products: int) -> None:
+    arguments = case(torch.zeros(num_products, 5, dtype=torch.bool), slice(None), dtype=torch.float32)
+    loss = presence_contrastive(**arguments, pairs=PAIRS_ALL, path=path)
+    assert torch.equal(loss, torch.zeros(10, 2))
+    for name, grad in gradients(loss, arguments).items():
+        assert grad is not None, name
+        assert not grad.any(), name
+
+
+@pytest.mark.parametrize("path", ["reference", "torch"])
+def test_no_local_products_against_a_full_batch(path: str) -> None:
+    arguments = case(torch.ones(6, 5, dtype=torch.bool), slice(0, 0), dtype=torch.float32)
+    loss = presence_contrastive(**arguments, pairs=PAIRS_ALL, path=path)
+    assert not loss.any()
+    assert all(grad is not None and not grad.any() for grad in gradients(loss, arguments).values())
+
+
+def test_features_of_absent_modalities_are_never_read() -> None:
+    arguments = case(_patterns(), slice(0, 64), dtype=torch.float32)
+    for features, mask in (("features_BMD", "present_BM"), ("keys_CMD", "keys_present_CM")):
+        poisoned = arguments[features].detach().clone()
+        poisoned[~arguments[mask]] = torch.nan
+        arguments[features] = poisoned.requires_grad_()
+    loss = presence_contrastive(**arguments, pairs=PAIRS_ALL)
+    assert loss.isfinite().all()
+    assert all(grad.isfinite().all() for grad in gradients(loss, arguments).values())
+
+
+def test_gradients_are_bitwise_the_same_twice() -> None:
+    arguments = case(_patterns(), slice(0, 64), dtype=torch.float32)
+    first, second = (gradients(presence_contrastive(**arguments, pairs=PAIRS_ALL), arguments) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("keys_CMD", lambda v: v[:, :4]),
+        ("keys_CMD", lambda v: v.float()),
+        ("present_BM", lambda v: v.long()),
+        ("keys_present_CM", lambda v: v[:-1]),
+        ("positive_B", lambda v: v.int()),
+        ("positive_B", lambda v: v.to("meta")),
+        ("logit_scale", lambda v: v.expand(2)),
+        ("weights_BP", lambda v: v[:, :3]),
+        ("loss_weights_BP", lambda v: v[:3]),
+        ("features_BMD", lambda v: v[0]),
+    ],
+)
+def test_a_bad_argument_is_named(name: str, change: object) -> None:
+    arguments = case(_patterns(1), slice(0, 8))
+    with pytest.raises(ValueError, match=name):
+        presence_contrastive(**{**arguments, name: change(arguments[name])}, pairs=PAIRS_ALL)
+    with pytest.raises(ValueError, match="pairs"):
+        presence_contrastive(**arguments, pairs=((1, 1),))
