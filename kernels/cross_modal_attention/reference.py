@@ -27,7 +27,7 @@ def cross_modal_attention_reference(
     scale: float,
     dropout: Dropout,
 ) -> Tensor:
-    """out_THD: softmax(scale * q k^T) v of every updated segment over the rows it sees, zero elsewhere, in q's dtype."""
+    """out_THD: softmax(scale * q k^T) v of every updated segment over the rows it sees, zero elsewhere, q's dtype."""
     empty_0HD = q_THD[:0]
     out_mb: list[Tensor] = []
     for m in range(layout.num_modalities):
