@@ -127,7 +127,8 @@ def _plan(num_products: int, seed: int, shuffle_pairs: bool) -> list[_Plan]:
         groups.append(groups[-1] if variant else index)
     shown = {name: list(looks) for name in ("image", "text", "table", "video", "audio")}
     if shuffle_pairs:
-        shown = {name: [looks[i] for i in rng.permutation(num_products)] for name in shown}
+        shuffle = np.random.default_rng([seed, 4])
+        shown = {name: [looks[i] for i in shuffle.permutation(num_products)] for name in shown}
     for index in np.flatnonzero(rng.random(num_products) < NOISY_SHARE):
         shown["text"][index] = looks[int(rng.integers(num_products))]
     present = rng.choice(len(patterns), size=num_products, p=list(PATTERNS.values()))
