@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from m5ds.train import distributed
+from m5ds.train import distributed, records, tags
 
 MINIMUM_FILES = 1000
 """The budget is taken of at least this many files, so that one damaged file in the first step does not stop a run."""
@@ -28,8 +28,9 @@ class BadMediaBudget:
         self.num_decoded, self.num_bad = counts
         self._listed: dict[tuple[str, str], str] = {}
         if distributed.rank() == 0 and path.is_file():
-            for line in path.read_text().splitlines():
-                self._note(json.loads(line))
+            listed = [item for item in records.read_lines(path) if self._note(item)]
+            # Written anew, since a line that a kill left torn would swallow the next one.
+            tags.write_atomically(path, _lines(listed))
 
     @property
     def num_listed(self) -> int:
@@ -50,7 +51,7 @@ class BadMediaBudget:
             fresh = [item for part in gathered for item in part if self._note(item)]
             if fresh:
                 with self.path.open("a") as file:
-                    file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in fresh)
+                    file.write(_lines(fresh))
         if self.num_bad > self.max_fraction * max(self.num_decoded, MINIMUM_FILES):
             raise distributed.RankError(distributed.broadcast_object(self._verdict()))
 
@@ -69,3 +70,7 @@ class BadMediaBudget:
             f" {self.max_fraction} allows (of at least {MINIMUM_FILES} files); repair or remove them, or raise the"
             f" fraction. {self.path} lists them: {', '.join(shown)}{more}"
         )
+
+
+def _lines(items: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)

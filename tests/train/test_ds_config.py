@@ -1,0 +1,106 @@
+"""DeepSpeed's JSON and the run YAML: every value has one home, every contradiction one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from m5ds import config
+from m5ds.config import ConfigError
+from m5ds.train import ds_config
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICKSTART = ROOT / "configs/run/quickstart.yaml"
+
+
+def written(tmp_path: Path, **changes) -> Path:
+    tree = json.loads((ROOT / "configs/zero3.json").read_text())
+    for key, value in changes.items():
+        node = tree
+        *parents, last = key.split("__")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(tree))
+    return path
+
+
+def resolved(path: Path, overrides: tuple[str, ...] = (), world_size: int = 1) -> dict:
+    run = config.load(QUICKSTART, list(overrides))
+    ds = ds_config.read(path)
+    run = ds_config.merge(ds, run, str(QUICKSTART), config.given_keys(QUICKSTART, list(overrides)))
+    return ds_config.resolve(ds, run, world_size=world_size, total_steps=run.train.total_steps or 10, cpu=True)
+
+
+@pytest.mark.parametrize("name", ["zero3", "zero3_offload", "zero3_fp16", "zero2"])
+def test_shipped_json_files_resolve_every_auto(name: str) -> None:
+    tree = resolved(ROOT / f"configs/{name}.json", world_size=2)
+    assert "auto" not in json.dumps(tree)
+    assert tree["train_batch_size"] == 2 * tree["train_micro_batch_size_per_gpu"]
+    assert tree["optimizer"]["params"]["torch_adam"] is True
+
+
+def test_a_value_in_both_files_names_both_and_the_key(tmp_path: Path) -> None:
+    path = written(tmp_path, train_batch_size=48)
+    with pytest.raises(ConfigError, match=r"ds\.json: train_batch_size is 48 and .*\.yaml: train\.global_batch"):
+        resolved(path)
+
+
+def test_what_only_the_json_says_counts(tmp_path: Path) -> None:
+    tree = resolved(written(tmp_path, optimizer__params__weight_decay=0.25))
+    assert tree["optimizer"]["params"]["weight_decay"] == 0.25
+
+
+def test_an_override_on_the_command_line_counts_as_given(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="weight_decay"):
+        resolved(written(tmp_path, optimizer__params__weight_decay=0.25), ("train.weight_decay=0.1",))
+
+
+def test_micro_batch_follows_from_batch_and_ranks(tmp_path: Path) -> None:
+    path = written(tmp_path, train_micro_batch_size_per_gpu=16)
+    with pytest.raises(ConfigError, match="train_micro_batch_size_per_gpu is 16, must be 24"):
+        resolved(path, world_size=2)
+
+
+def test_batch_that_the_ranks_do_not_divide_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"global_batch_size 48 must be a multiple of 5"):
+        resolved(ROOT / "configs/zero3.json", world_size=5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"zero_optimisation": {"stage": 3}}, "unknown key zero_optimisation"),
+        ({"zero_optimization__overlap_com": True}, "zero_optimization.overlap_com"),
+        ({"gradient_clipping": "auto"}, 'gradient_clipping is "auto"'),
+        ({"bf16__enabled": "auto"}, "bf16.enabled must be true or false"),
+        ({"fp16": {"enabled": True}}, "both true"),
+        ({"prescale_gradients": True}, "remove prescale_gradients"),
+        ({"activation_checkpointing": {}}, "train.activation_checkpointing"),
+        ({"checkpoint": {"load_universal": True}}, "load_universal"),
+        ({"optimizer": {}}, "optimizer.type is missing"),
+        ({"optimizer": []}, "optimizer must be an object"),
+    ],
+)
+def test_unusable_json_is_one_line_that_names_file_and_key(tmp_path: Path, changes: dict, message: str) -> None:
+    path = written(tmp_path, **changes)
+    with pytest.raises(ConfigError) as error:
+        resolved(path)
+    assert message in str(error.value)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_scheduler_of_deepspeed_takes_its_steps_from_the_run(tmp_path: Path) -> None:
+    scheduler = {"type": "WarmupCosineLR", "params": {"total_num_steps": "auto", "warmup_num_steps": "auto"}}
+    params = resolved(written(tmp_path, scheduler=scheduler), ("train.total_steps=50",))["scheduler"]["params"]
+    assert params == {"total_num_steps": 50, "warmup_num_steps": 5}
+
+
+def test_broken_and_missing_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"a\.json: not valid JSON"):
+        ds_config.read(tmp_path / "a.json")
+    with pytest.raises(ConfigError, match=r"b\.json: no such"):
+        ds_config.read(tmp_path / "b.json")

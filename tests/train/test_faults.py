@@ -1,0 +1,54 @@
+"""Damaged files are listed once and stop the run when there are too many."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from m5ds.train import faults
+from m5ds.train.distributed import RankError
+
+
+@dataclass(frozen=True)
+class Bad:
+    product_id: str
+    member: str
+    reason: str
+
+
+def test_each_file_is_listed_once_over_epochs_and_resumes(tmp_path: Path) -> None:
+    path = tmp_path / "bad_media.jsonl"
+    budget = faults.BadMediaBudget(path, 0.05)
+    for _ in range(2):
+        budget.update(num_decoded=100, num_bad=1, local=[Bad("a", "0.image.0.jpg", "truncated")])
+    resumed = faults.BadMediaBudget(path, 0.05, (200, 2))
+    resumed.update(num_decoded=100, num_bad=2, local=[Bad("a", "0.image.0.jpg", "x"), Bad("b", "1.video.0.mp4", "y")])
+    assert [json.loads(line)["product_id"] for line in path.read_text().splitlines()] == ["a", "b"]
+    assert (resumed.num_decoded, resumed.num_bad, resumed.num_listed) == (300, 4, 2)
+
+
+def test_spent_budget_raises_with_the_list(tmp_path: Path) -> None:
+    budget = faults.BadMediaBudget(tmp_path / "bad_media.jsonl", 0.01)
+    items = [Bad(f"p{i}", "0.image.0.jpg", "junk") for i in range(11)]
+    with pytest.raises(RankError, match=r"11 of 20 media files.*max_bad_fraction 0.01.*p0/0.image.0.jpg \(junk\)"):
+        budget.update(num_decoded=20, num_bad=11, local=items)
+
+
+def test_one_bad_file_in_the_first_step_does_not_stop_a_run(tmp_path: Path) -> None:
+    budget = faults.BadMediaBudget(tmp_path / "bad_media.jsonl", 0.01)
+    budget.update(num_decoded=5, num_bad=5, local=[Bad("a", "m", "r")])
+
+
+def test_zero_fraction_stops_at_the_first(tmp_path: Path) -> None:
+    with pytest.raises(RankError):
+        faults.BadMediaBudget(tmp_path / "b.jsonl", 0.0).update(num_decoded=5, num_bad=1, local=[Bad("a", "m", "r")])
+
+
+def test_line_torn_by_a_kill_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "bad_media.jsonl"
+    path.write_text('{"product_id": "a", "member": "m", "reason": "r"}\n{"product_id": "b", "mem')
+    budget = faults.BadMediaBudget(path, 0.05)
+    assert budget.num_listed == 1
+    budget.update(num_decoded=5, num_bad=1, local=[Bad("c", "m", "r")])
+    assert [json.loads(line)["product_id"] for line in path.read_text().splitlines()] == ["a", "c"]

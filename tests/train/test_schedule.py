@@ -1,0 +1,25 @@
+"""The learning rate's shape."""
+
+from m5ds.train import schedule
+
+
+def rates(total: int, warmup: int) -> list[float]:
+    return [schedule.factor(step, warmup_steps=warmup, total_steps=total) for step in range(total)]
+
+
+def test_first_step_learns_and_warm_up_ends_at_the_peak() -> None:
+    values = rates(100, 10)
+    assert values[0] == 0.1
+    assert values[9] == 1.0
+    assert max(values) == 1.0
+
+
+def test_rate_falls_to_the_floor_and_stays() -> None:
+    values = rates(100, 10)
+    assert all(later < earlier for earlier, later in zip(values[9:], values[10:], strict=False))
+    assert abs(values[-1] - schedule.FLOOR) < 1e-9
+    assert abs(schedule.factor(500, warmup_steps=10, total_steps=100) - schedule.FLOOR) < 1e-9
+
+
+def test_warm_up_as_long_as_the_run_is_legal() -> None:
+    assert rates(3, 3)[-1] == 1.0
