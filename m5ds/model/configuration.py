@@ -1,0 +1,77 @@
+"""The Hugging Face configuration of M5-MMT: the run's model section plus what the tokenizer fixes."""
+
+import json
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from transformers import PretrainedConfig
+
+from m5ds.config import ModelConfig
+
+_ADAPTER: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
+
+
+class M5Config(PretrainedConfig):
+    """Everything needed to rebuild the module tree: `model` (plain mapping), the vocabulary, and the initial seed."""
+
+    model_type = "m5mmt"
+
+    model: dict[str, Any] | None = None
+    """The model section of the run YAML as plain mappings (`spec` parses it strictly)."""
+    vocab_size: int = 0
+    """Rows of each token table; 0 where no modality is made of tokens."""
+    mask_id: int = 0
+    """Token that replaces 80 % of the masked tokens."""
+    pad_id: int = 0
+    """Token of rows that only `absent: zeros` adds."""
+    special_ids: list[int] | None = None
+    """Tokens that are never masked and never drawn as replacements."""
+    initializer_seed: int = 0
+    """Seed of the initial weights, which depend on it and the parameters' names only."""
+    activation_checkpointing: bool = False
+    """Recompute the blocks' activations in the backward pass instead of keeping them."""
+    tie_word_embeddings: bool = True
+    """The vocabulary heads' decoders are the token tables."""
+
+    @classmethod
+    def from_spec(
+        cls,
+        spec: ModelConfig,
+        *,
+        vocab_size: int = 0,
+        mask_id: int = 0,
+        special_ids: list[int] | None = None,
+        **kwargs: Any,
+    ) -> "M5Config":
+        """The configuration of a parsed model section. Further keywords are fields of this class."""
+        tree = _ADAPTER.dump_python(spec, mode="json")
+        return cls(model=tree, vocab_size=vocab_size, mask_id=mask_id, special_ids=list(special_ids or []), **kwargs)
+
+    @classmethod
+    def for_tokenizer(cls, spec: ModelConfig, tokenizer: Any, **kwargs: Any) -> "M5Config":
+        """The configuration of a parsed model section and a `m5ds.data.tokenizer.Tokenizer`."""
+        return cls.from_spec(
+            spec,
+            vocab_size=tokenizer.vocab_size,
+            mask_id=tokenizer.mask_id,
+            pad_id=tokenizer.pad_id,
+            special_ids=sorted(tokenizer.special_ids),
+            **kwargs,
+        )
+
+    @property
+    def spec(self) -> ModelConfig:
+        """The parsed model section. `ValueError` names an unknown key or an ill-typed value."""
+        if self.model is None:
+            raise ValueError("M5Config.model is missing: build it with M5Config.from_spec(run_config.model, ...)")
+        try:
+            return _ADAPTER.validate_json(json.dumps(self.model))
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise ValueError(f"config.json: model.{key}: {first['msg']}, got {first['input']!r}") from error
+
+    @property
+    def first_ordinary_id(self) -> int:
+        """The first token id after the special ones: random replacements are drawn from there to the vocabulary's end."""
+        return max(self.special_ids, default=-1) + 1 if self.special_ids else 0

@@ -1,0 +1,88 @@
+"""Which rows are masked, and how many targets every loss has, before the model runs (DESIGN 3.4).
+
+The embedding kernel draws the same bits again from (product, draw, modality, unit), so nothing but counts travels between ranks.
+B products, N content rows of one modality.
+"""
+
+import torch
+from torch import Tensor
+
+from m5ds import modality
+from m5ds.config import ModalityConfig
+from m5ds.data.batch import Batch, ModalityRows
+from m5ds.kernels import philox
+from m5ds.kernels.embed_modalities import MaskSpec, draw_mask
+from m5ds.model.configuration import M5Config
+from m5ds.model.pairs import contrastive_pairs, pair_name
+
+PRODUCTS = "products"
+"""The count of products, by which terms are divided that belong to the optimizer step as a whole (harmony's penalty)."""
+
+
+def mask_spec(name: str, settings: ModalityConfig, config: M5Config) -> MaskSpec | None:
+    """How the embedding masks this modality; None where nothing is ever masked."""
+    if settings.mask_ratio == 0.0:
+        return None
+    is_text = modality.get(name).source == "text"
+    return MaskSpec(
+        threshold=philox.threshold(settings.mask_ratio),
+        unit="key_or_value" if settings.mask_unit == "key_or_value" else "unit",
+        text=is_text,
+        mask_token=config.mask_id,
+        vocab_size=config.vocab_size if is_text else 0,
+        first_random_token=config.first_ordinary_id if is_text else 0,
+    )
+
+
+def maskable_units(rows: ModalityRows, special_ids: list[int] | None) -> Tensor:
+    """int64 [N]: the rows' units, -1 for special tokens whatever the data layer said."""
+    if rows.token_N is None or not special_ids:
+        return rows.unit_N
+    special = torch.tensor(special_ids, device=rows.token_N.device)
+    return rows.unit_N.masked_fill(torch.isin(rows.token_N, special), -1)
+
+
+def draw_masks(batch: Batch, config: M5Config, seed: int, special_ids: list[int] | None = None) -> dict[str, Tensor]:
+    """bool [N] by modality: True = a target. Drawn on the device of the batch's rows; every device draws the same bits.
+
+    `special_ids` None: the configuration's.
+    """
+    special_ids = config.special_ids if special_ids is None else special_ids
+    masks = {}
+    settings = config.spec.modalities
+    for name, rows in batch.modalities.items():
+        device = rows.unit_N.device
+        product_N = batch.product_B.repeat_interleave(rows.length_B).to(device)
+        draw_N = batch.draw_B.repeat_interleave(rows.length_B).to(device)
+        masks[name] = draw_mask(
+            maskable_units(rows, special_ids),
+            rows.part_N,
+            product_N,
+            draw_N,
+            modality.names().index(name),
+            seed,
+            mask_spec(name, settings[name], config),
+        )
+    return masks
+
+
+def count_targets(
+    batch: Batch, config: M5Config, seed: int, *, masks: dict[str, Tensor] | None = None, masked: bool = True
+) -> dict[str, int]:
+    """Targets of every loss in this micro-batch, by loss name, and `products`. Sum over ranks and accumulation, then pass on.
+
+    Masked rows per task (where `masked`), products that have both modalities per `itc/<a>-<b>`. `masks` from `draw_masks`
+    saves drawing them again.
+    """
+    spec = config.spec
+    counts = {PRODUCTS: batch.num_products}
+    if masked:
+        masks = draw_masks(batch, config, seed) if masks is None else masks
+        for name in spec.modality_names:
+            if spec.modalities[name].mask_ratio > 0.0:
+                counts[modality.get(name).task] = int(masks[name].sum()) if name in masks else 0
+    names = spec.modality_names
+    for first, second in contrastive_pairs(spec):
+        both_B = batch.present_BM[:, names.index(first)] & batch.present_BM[:, names.index(second)]
+        counts[pair_name(first, second)] = int(both_B.sum())
+    return counts
