@@ -40,6 +40,7 @@ class Stream(IntEnum):
     MEDIA_CHOICE = 8
     TABLE_ORDER = 9
     ORDER = 10
+    BOOTSTRAP = 11
 
 
 def product_hash(product_id: str) -> int:
