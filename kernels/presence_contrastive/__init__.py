@@ -8,11 +8,9 @@ from torch import Tensor
 
 from m5ds.kernels.dispatch import choose_path
 from m5ds.kernels.presence_contrastive.reference import presence_contrastive_reference
-from m5ds.kernels.presence_contrastive.torch_path import PresenceContrastive
+from m5ds.kernels.presence_contrastive.torch_path import QueryLosses
 
 __all__ = ["presence_contrastive"]
-
-_PATHS = {"reference": presence_contrastive_reference, "torch": PresenceContrastive.apply}
 
 
 def presence_contrastive(
@@ -31,9 +29,10 @@ def presence_contrastive(
 
     For pair p = (i, j) the queries are the local products that have both modalities and the keys are the products of
     the gathered batch that have both. Direction 0 compares features[:, i] with keys[:, j], direction 1 features[:, j]
-    with keys[:, i]. A query's loss is logsumexp over keys minus the logit of `positive_B[b]`, its own index
-    (int64) in the gathered batch, which must have every modality that the query has; logit = logit_scale * weights_BP[b, p] * <f, k>,
-    and `loss_weights_BP[b, p]` multiplies the loss. Presence is bool, True = present; `logit_scale` is a scalar tensor.
+    with keys[:, i]. A query's loss is logsumexp over keys minus the logit of `positive_B[b]`, its own index (int64)
+    in the gathered batch, which must have every modality that the query has; logit = logit_scale * weights_BP[b, p] *
+    <f, k>, and `loss_weights_BP[b, p]` multiplies the loss. Presence is bool, True = present; `logit_scale` is a
+    scalar tensor.
 
     Gradients flow to features, keys, logit_scale and both weights; a pair without queries has loss zero and zero
     gradients. Features and keys share a dtype. `ValueError` names a bad argument.
@@ -44,18 +43,18 @@ def presence_contrastive(
         if weights is not None and weights.shape != (features_BMD.shape[0], len(pairs)):
             raise ValueError(f"{name} must be [{features_BMD.shape[0]}, {len(pairs)}], got {list(weights.shape)}")
     chosen = choose_path("presence_contrastive", features_BMD.device, path)
-    loss_P2: Tensor = _PATHS[chosen](
-        features_BMD,
-        keys_CMD,
-        present_BM,
-        keys_present_CM,
-        positive_B,
-        pairs,
-        logit_scale,
-        weights_BP,
-        loss_weights_BP,
-    )
-    return loss_P2
+    arguments = (features_BMD, keys_CMD, present_BM, keys_present_CM, positive_B, pairs)
+    if chosen == "reference":
+        return presence_contrastive_reference(*arguments, logit_scale, weights_BP, loss_weights_BP)
+    wide = torch.float64 if features_BMD.dtype == torch.float64 else torch.float32
+    factor_PB = logit_scale.to(wide).reshape(1, 1).expand(len(pairs), features_BMD.shape[0])
+    if weights_BP is not None:
+        factor_PB = factor_PB * weights_BP.to(wide).t()
+    query_losses = QueryLosses.apply
+    loss_P2B: Tensor = query_losses(*arguments, factor_PB[:, None].expand(-1, 2, -1).contiguous())
+    if loss_weights_BP is not None:
+        loss_P2B = loss_P2B * loss_weights_BP.to(wide).t()[:, None]
+    return loss_P2B.sum(2)
 
 
 def _check(
