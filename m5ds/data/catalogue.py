@@ -6,7 +6,7 @@ The schema: docs/catalogue.md.
 import json
 import math
 import stat
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -324,10 +324,10 @@ def _stat(here: str, field: str, path: str, root: Path) -> MediaFile | None:
     return MediaFile(path=path, size=status.st_size, mtime_ns=status.st_mtime_ns)
 
 
-def presence(record_media: dict[str, Any], *, title: str, description: str, attributes: Any) -> list[str]:
+def presence(media: Container[str], title: str, description: str, attributes: Sized) -> list[str]:
     """Names, in table order, of the modalities that a product with this content has."""
     has = {"text": bool(title or description), "table": bool(attributes)}
-    return [row.name for row in modality.table() if has.get(row.source, row.name in record_media)]
+    return [row.name for row in modality.table() if has.get(row.source, row.name in media)]
 
 
 def dumps(value: Any) -> str:

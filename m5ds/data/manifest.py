@@ -173,18 +173,12 @@ def verify_shard(directory: str, entry: ShardEntry, full: bool) -> None:
 
     `full` also reads both files and compares their SHA-256 (about 1 GB/s); without it only sizes are asked for.
     """
-    filesystem, path = fsspec.core.url_to_fs(join(directory, entry.tar))
-    try:
-        size = filesystem.size(path)
-    except FileNotFoundError:
-        raise CorruptShardError(f"{join(directory, entry.tar)}: missing; copy or build the shards again") from None
-    if size != entry.bytes:
+    if (size := _size(directory, entry.tar)) != entry.bytes:
         raise CorruptShardError(
             f"{join(directory, entry.tar)}: {size} bytes, the manifest says {entry.bytes}; copy or build again"
         )
     if not full:
-        if not fsspec.core.url_to_fs(join(directory, entry.index))[0].exists(join(directory, entry.index)):
-            raise CorruptShardError(f"{join(directory, entry.index)}: missing; copy or build the shards again")
+        _size(directory, entry.index)
         return
     digest = hashlib.sha256()
     with open_file(directory, entry.tar) as file:
@@ -193,6 +187,14 @@ def verify_shard(directory: str, entry: ShardEntry, full: bool) -> None:
     if digest.hexdigest() != entry.sha256:
         raise CorruptShardError(f"{join(directory, entry.tar)}: bytes do not match the manifest; copy or build again")
     read_index(directory, entry)
+
+
+def _size(directory: str, name: str) -> int:
+    filesystem, path = fsspec.core.url_to_fs(join(directory, name))
+    try:
+        return filesystem.size(path)
+    except FileNotFoundError:
+        raise CorruptShardError(f"{join(directory, name)}: missing; copy or build the shards again") from None
 
 
 def _blocks(file: IO[bytes]) -> Iterator[bytes]:

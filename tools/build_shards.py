@@ -1,0 +1,64 @@
+"""Build shards from a catalogue: python tools/build_shards.py CATALOGUE --out DIR (schema: docs/catalogue.md)."""
+
+import argparse
+from pathlib import Path
+
+from m5ds.cli import run_tool
+from m5ds.data.catalogue import CatalogueOptions
+from m5ds.data.catalogue_formats import FORMATS
+from m5ds.data.shards import MISSING_MEDIA_FILE, BuildOptions, build_shards
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("catalogue", type=Path, help="items.jsonl, items.parquet, or the official M5Product .json")
+    parser.add_argument("--out", type=Path, required=True, help="the shard directory")
+    parser.add_argument("--format", choices=FORMATS, help="the catalogue's format; by its suffix if not given")
+    parser.add_argument(
+        "--media", type=Path, help="folder that media paths are relative to; the catalogue's if not given"
+    )
+    parser.add_argument(
+        "--group-key", default="share_group", help="products with one value of this field share a split"
+    )
+    parser.add_argument("--ratios", type=float, nargs=3, default=(0.8, 0.1, 0.1), metavar=("TRAIN", "VAL", "TEST"))
+    parser.add_argument("--shard-products", type=int, default=1000, help="largest number of products of a shard")
+    parser.add_argument("--seed", type=int, default=0, help="of the split and of the order of products")
+    parser.add_argument(
+        "--language", help="take titles and descriptions from i18n of this language where there are any"
+    )
+    parser.add_argument("--missing-media", choices=("error", "absent"), default="error", help="listed files not there")
+    parser.add_argument(
+        "--max-media-per-modality", type=int, metavar="N", help="keep the first N files of each modality"
+    )
+    parser.add_argument("--audio-from-video", action="store_true", help="declare audio where only the clip has sound")
+    parser.add_argument("--overwrite", action="store_true", help="build again over finished shards")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    options = BuildOptions(
+        catalogue=CatalogueOptions(
+            format=arguments.format,
+            media=arguments.media,
+            group_key=arguments.group_key,
+            language=arguments.language,
+            missing_media=arguments.missing_media,
+        ),
+        ratios=tuple(arguments.ratios),
+        shard_products=arguments.shard_products,
+        seed=arguments.seed,
+        max_media_per_modality=arguments.max_media_per_modality,
+        audio_from_video=arguments.audio_from_video,
+    )
+    manifest = build_shards(arguments.catalogue, arguments.out, options, overwrite=arguments.overwrite, progress=True)
+    for name, split in manifest.splits.items():
+        size = sum(entry.bytes for entry in split.shards)
+        print(f"{name}: {split.num_products} products, {len(split.shards)} shards, {size / 1e6:.1f} MB")
+    if manifest.missing_media:
+        print(f"{manifest.missing_media} listed files are missing: {arguments.out / MISSING_MEDIA_FILE}")
+    print(f"manifest {manifest.hash[:16]} in {arguments.out}")
+
+
+if __name__ == "__main__":
+    run_tool(main)

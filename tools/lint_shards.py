@@ -1,0 +1,26 @@
+"""Check a shard directory against its manifest: python tools/lint_shards.py DIR. Exit code 2 where there is a fault."""
+
+import argparse
+
+from m5ds.cli import EXIT_USER_ERROR, run_tool
+from m5ds.data.lint import lint_shards
+from m5ds.data.manifest import read_manifest
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directory", help="the shard directory, a path or an fsspec URL")
+    directory = parser.parse_args().directory
+    num_faults = 0
+    for fault in lint_shards(directory):
+        print(fault, flush=True)
+        num_faults += 1
+    manifest = read_manifest(directory)
+    sizes = ", ".join(f"{name} {split.num_products}" for name, split in manifest.splits.items())
+    num_shards = sum(len(split.shards) for split in manifest.splits.values())
+    print(f"{directory}: {num_faults or 'no'} faults in {num_shards} shards ({sizes}), manifest {manifest.hash[:16]}")
+    return EXIT_USER_ERROR if num_faults else 0
+
+
+if __name__ == "__main__":
+    run_tool(main)
