@@ -1,4 +1,5 @@
-"""What stands for an absent modality: nothing (`drop`), one learned row at fusion (`token`), or zeros (`zeros`, DESIGN 3.1).
+"""What stands for an absent modality: nothing (`drop`), one learned row at fusion (`token`), or zeros (`zeros`,
+DESIGN 3.1).
 
 B products, M modalities, N content rows of one modality, T packed rows, D width. Rows that a policy adds exist
 (`seg_len > 0`) but are not present: attention sees them, no loss does.
@@ -15,7 +16,9 @@ from m5ds.kernels.layout import PackedLayout
 
 
 class AbsentTokens(nn.Module):
-    """Owns one learned row per modality and puts it where a product lacks the modality: the one re-layout of a forward."""
+    """Owns one learned row per modality and puts it where a product lacks the modality: the one re-layout of a
+    forward.
+    """
 
     def __init__(self, num_modalities: int, dim: int) -> None:
         super().__init__()
@@ -31,8 +34,8 @@ class AbsentTokens(nn.Module):
 def with_absent_rows(layout: PackedLayout) -> tuple[PackedLayout, Tensor, tuple[int, ...]]:
     """The layout with one row in every empty segment, where each of its rows comes from, and absent rows per modality.
 
-    Rows keep their order, so row t of the new buffer is old row source_T[t], or absent row source_T[t] - T. `layout` and
-    all results lie on the CPU.
+    Rows keep their order, so row t of the new buffer is old row source_T[t], or absent row source_T[t] - T. `layout`
+    and all results lie on the CPU.
     """
     length_BM = layout.seg_len_BM
     absent_BM = length_BM == 0
@@ -43,7 +46,9 @@ def with_absent_rows(layout: PackedLayout) -> tuple[PackedLayout, Tensor, tuple[
 
 
 def impute_zeros(batch: Batch, spec: ModelConfig, pad_id: int) -> Batch:
-    """The batch with `max_rows` zero rows (pad tokens) for every absent modality, never masked; presence stays as it is."""
+    """The batch with `max_rows` zero rows (pad tokens) for every absent modality, never masked; presence stays as it
+    is.
+    """
     modalities = {
         name: _imputed(rows, spec.modalities[name].input.max_rows, pad_id) for name, rows in batch.modalities.items()
     }

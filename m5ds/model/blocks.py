@@ -1,8 +1,8 @@
 """Transformer blocks on packed rows: visibility matrix, shared or per-modality weights, pre or post norm (DESIGN 3.3).
 
 T packed rows, D hidden width, H heads. A part is a run of consecutive rows that one set of weights owns: the slab of a
-modality, or a run of neighbouring slabs where weights are shared. Parts may hold zero rows; their modules are called all the
-same, so that every rank makes the same calls (DESIGN 3.6).
+modality, or a run of neighbouring slabs where weights are shared. Parts may hold zero rows; their modules are called
+all the same, so that every rank makes the same calls (DESIGN 3.6).
 """
 
 from collections.abc import Callable, Sequence
@@ -37,7 +37,9 @@ class AttentionWeights(nn.Module):
 
 
 class OutputWeights(nn.Module):
-    """What follows the attention of updated rows: output projection, residual, and the norm where the block is post-norm."""
+    """What follows the attention of updated rows: output projection, residual, and the norm where the block is post-
+    norm.
+    """
 
     def __init__(self, dim: int, eps: float, pre_norm: bool) -> None:
         super().__init__()
@@ -82,7 +84,9 @@ def plan_parts(names: Sequence[str], chosen: Sequence[bool], shared: bool) -> tu
 
 
 class PackedBlock(nn.Module):
-    """One layer. `forward` maps x_TD to x_TD of the same layout; rows of modalities that are not updated pass unchanged."""
+    """One layer. `forward` maps x_TD to x_TD of the same layout; rows of modalities that are not updated pass
+    unchanged.
+    """
 
     def __init__(
         self, spec: LayerSpec, names: Sequence[str], dim: int, *, eps: float, dropout: float, attention_dropout: float

@@ -1,6 +1,7 @@
 """The Hugging Face configuration of M5-MMT: the run's model section plus what the tokenizer fixes."""
 
 import json
+from functools import lru_cache
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -64,14 +65,21 @@ class M5Config(PretrainedConfig):
         """The parsed model section. `ValueError` names an unknown key or an ill-typed value."""
         if self.model is None:
             raise ValueError("M5Config.model is missing: build it with M5Config.from_spec(run_config.model, ...)")
-        try:
-            return _ADAPTER.validate_json(json.dumps(self.model))
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise ValueError(f"config.json: model.{key}: {first['msg']}, got {first['input']!r}") from error
+        return _parsed(json.dumps(self.model))
 
     @property
     def first_ordinary_id(self) -> int:
-        """The first token id after the special ones: random replacements are drawn from there to the vocabulary's end."""
+        """The first token id after the special ones: random replacements are drawn from there to the vocabulary's
+        end.
+        """
         return max(self.special_ids, default=-1) + 1 if self.special_ids else 0
+
+
+@lru_cache(maxsize=32)
+def _parsed(text: str) -> ModelConfig:
+    try:
+        return _ADAPTER.validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"config.json: model.{key}: {first['msg']}, got {first['input']!r}") from error

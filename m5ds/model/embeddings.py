@@ -19,7 +19,9 @@ from m5ds.model.masking import mask_spec, maskable_units
 
 
 class Embedder(nn.Module):
-    """Base of all embedders: what a row's content becomes before position and modality are added. Tokens need no more."""
+    """Base of all embedders: what a row's content becomes before position and modality are added. Tokens need no
+    more.
+    """
 
     uses_tokens = True
     """True: rows are token ids and the modality gets a token table. False: `forward` projects features."""
@@ -29,7 +31,8 @@ class Embedder(nn.Module):
         if (settings.input.dim is None) != self.uses_tokens:
             wanted = "tokens" if self.uses_tokens else "features"
             raise ValueError(
-                f"model.modalities.{name}.embedder {settings.embedder!r} takes {wanted}, input kind is {settings.input.kind}"
+                f"model.modalities.{name}.embedder {settings.embedder!r} takes {wanted},"
+                f" input kind is {settings.input.kind}"
             )
         self.num_positions = settings.input.max_rows
 
@@ -100,8 +103,8 @@ class Regions(ProjectedRows):
 class Embeddings(nn.Module):
     """Owns every table and calls the kernel in its own forward, so that ZeRO-3 gathers them for it.
 
-    Parameters are named `<modality>_<what>`: token (own table of each modality, shared tokenizer or not), position, modality,
-    part (tables), mask (continuous), cls (learned), norm_weight, norm_bias.
+    Parameters are named `<modality>_<what>`: token (own table of each modality, shared tokenizer or not), position,
+    modality, part (tables), mask (continuous), cls (learned), norm_weight, norm_bias.
     """
 
     def __init__(self, config: M5Config) -> None:

@@ -1,6 +1,7 @@
 """From a run's block list to the layers of the model: visibility presets become matrices, `repeat` becomes layers.
 
-M modalities in table order. visibility[i][j] is True iff query rows of modality i see key rows of modality j of their product.
+M modalities in table order. visibility[i][j] is True iff query rows of modality i see key rows of modality j of their
+product.
 """
 
 import dataclasses
@@ -66,7 +67,8 @@ def visibility_matrix(visibility: str | list[list[bool]] | dict[str, list[str]],
                 raise ValueError(f"visibility names {name!r}; the model has {', '.join(names)}")
         if left_out := [name for name in names if name not in visibility]:
             raise ValueError(
-                f"visibility leaves out {', '.join(left_out)}; say what every modality sees, e.g. {left_out[0]}: [{left_out[0]}]"
+                f"visibility leaves out {', '.join(left_out)}; say what every modality sees,"
+                f" e.g. {left_out[0]}: [{left_out[0]}]"
             )
         return tuple(tuple(key in visibility[query] for key in names) for query in names)
     if len(visibility) != num or any(len(row) != num for row in visibility):

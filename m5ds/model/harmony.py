@@ -1,17 +1,22 @@
-"""How the losses weigh each other: SCALE's self-harmonised weights and their well-posed relatives (DESIGN 3.4, PAPER 1.1, 1.3).
+"""How the losses weigh each other: SCALE's self-harmonised weights and their well-posed relatives.
 
-B products, M modalities, P contrastive pairs, K loss terms (every masked task and every pair of the model). All in fp32.
+Sources: DESIGN 3.4, PAPER 1.1 and 1.3. B products, M modalities, P contrastive pairs, K loss terms (every masked task
+and every pair of the model). All in fp32.
 
-`none`           every weight is 1.
-`learned`        w = K * softmax(s) over the K terms that have targets in this step, s a free parameter initialised to zero, and
-                 total = sum_k w_k L_k + strength * K * KL(softmax(s) || uniform). Losses are bounded below, so the total is, and its
-                 minimum over s lies at the finite point softmax(s)_k ~ exp(-L_k / strength): a smaller strength favours easy
-                 terms more, a large one approaches equal weights. Without the KL term all weight flows to the easiest term.
-`cosine`         the released code's parameter-free graph of each product: C = cosines of the fused summaries of its present
-                 modalities, G = C * softmax(C) over the present columns, rows of G to unit L2 norm. Pair (i, j) takes G[i, j],
-                 modality i's masked task takes G[i, i].
-`paper_literal`  Eq. 3 as printed: a global S [M, M] initialised to zero, S' = S * softmax(S), weights on losses and on logits alike. At
-                 S = 0 every feature gradient is zero, then S turns negative and the total falls without bound: for the record.
+none: every weight is 1.
+
+learned: w = K * softmax(s) over the K terms that have targets in this step, s a free parameter initialised to zero, and
+total = sum_k w_k L_k + strength * K * KL(softmax(s) || uniform). Losses are bounded below, so the total is, and its
+minimum over s lies at the finite point softmax(s)_k ~ exp(-L_k / strength): a smaller strength favours easy terms
+more, a large one approaches equal weights. Without the KL term all weight would flow to the easiest term.
+
+cosine: the released code's parameter-free graph of each product. C = cosines of the fused summaries of its present
+modalities, G = C * softmax(C) over the present columns, rows of G to unit L2 norm. Pair (i, j) takes G[i, j],
+modality i's task G[i, i].
+
+paper_literal: Eq. 3 as printed. A global S [M, M] initialised to zero, S' = S * softmax(S), weights on losses and on
+logits alike. At S = 0 every feature gradient is zero, then S turns negative and the total falls without bound: for
+the record only.
 """
 
 import math
@@ -92,7 +97,9 @@ class Harmony(nn.Module):
         )
 
     def _learned(self, active_K: tuple[bool, ...]) -> tuple[Tensor, Tensor]:
-        """Weights [K] and the penalty. Terms that are switched off or have no targets take no part: weight 1, no gradient."""
+        """Weights [K] and the penalty. Terms that are switched off or have no targets take no part: weight 1, no
+        gradient.
+        """
         config, num = self.config, self.num_modalities
         chosen = [on and (config.masked if k < num else config.contrastive) for k, on in enumerate(active_K)]
         scores_K = self.scores.float()

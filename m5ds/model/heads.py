@@ -1,7 +1,8 @@
 """Masked heads on the fused states: what was masked is predicted, and the loss is a sum over masked rows (DESIGN 3.4).
 
-K masked rows of one modality in the batch (maybe none: the head then runs on zero rows and gives zero gradients), D hidden width,
-F features of a row, V tokens. A head is registered by name; a new one is a class with `forward` as below.
+K masked rows of one modality in the batch (maybe none: the head then runs on zero rows and gives zero gradients), D
+hidden width, F features of a row, V tokens. A head is registered by name; a new one is a class with `forward` as
+below.
 """
 
 from collections.abc import Callable
@@ -46,7 +47,7 @@ def register(name: str) -> Callable[[HeadFactory], HeadFactory]:
 
 
 def build(context: HeadContext) -> nn.Module:
-    """The head that the modality's configuration names. ValueError for an unknown name or an input it cannot predict."""
+    """The head that the modality's configuration names. ValueError: unknown name, or an input it cannot predict."""
     name = context.config.head
     if name not in _HEADS:
         raise ValueError(
@@ -57,7 +58,9 @@ def build(context: HeadContext) -> nn.Module:
 
 @register("regression")
 class RegressionHead(nn.Module):
-    """Mean squared error of each masked row's features; raw media are standardised per row first (mean 0, deviation 1)."""
+    """Mean squared error of each masked row's features; raw media are standardised per row first (mean 0, deviation
+    1).
+    """
 
     def __init__(self, context: HeadContext) -> None:
         super().__init__()
@@ -79,7 +82,9 @@ class RegressionHead(nn.Module):
         loss_weight_K: Tensor | None = None,
         logit_weight_K: Tensor | None = None,
     ) -> Tensor:
-        """Sum over masked rows of the mean squared error over features, fp32 scalar. `masked_K` indexes the content rows."""
+        """Sum over masked rows of the mean squared error over features, fp32 scalar. `masked_K` indexes the content
+        rows.
+        """
         predicted_KF = self.decoder(self.norm(hidden_KD)).float()
         if logit_weight_K is not None:
             predicted_KF = predicted_KF * logit_weight_K[:, None]
@@ -105,8 +110,8 @@ class VocabularyHead(nn.Module):
         super().__init__()
         if context.token_table is None:
             raise ValueError(
-                f"model.modalities.{context.modality}.head: vocabulary needs tokens, {context.config.input.kind} has none;"
-                " use head: regression"
+                f"model.modalities.{context.modality}.head: vocabulary needs tokens,"
+                f" {context.config.input.kind} has none; use head: regression"
             )
         self.transform = nn.Linear(context.hidden_size, context.hidden_size)
         self.norm = nn.LayerNorm(context.hidden_size, eps=context.layer_norm_eps)
@@ -128,7 +133,9 @@ class VocabularyHead(nn.Module):
         loss_weight_K: Tensor | None = None,
         logit_weight_K: Tensor | None = None,
     ) -> Tensor:
-        """Sum over masked rows of the cross-entropy of the true token, fp32 scalar. `masked_K` indexes the content rows."""
+        """Sum over masked rows of the cross-entropy of the true token, fp32 scalar. `masked_K` indexes the content
+        rows.
+        """
         assert rows.token_N is not None
         target_K = rows.token_N.index_select(0, masked_K)
         if loss_weight_K is None and logit_weight_K is None:

@@ -1,7 +1,8 @@
 """Initial weights that depend on (seed, parameter name) only, whole or partitioned by ZeRO-3.
 
-`post_init()` under `deepspeed.zero.Init` silently initialises empty shards (FINDINGS.md). Here every parameter is filled by
-name from its own generator, gathered first where it is partitioned, so plain and ZeRO-3 runs start from the same values.
+`post_init()` under `deepspeed.zero.Init` silently initialises empty shards (FINDINGS.md). Here every parameter is
+filled by name from its own generator, gathered first where it is partitioned, so plain and ZeRO-3 runs start from the
+same values.
 """
 
 import hashlib
@@ -34,7 +35,8 @@ def gathered(parameters: list[nn.Parameter], writes: bool) -> AbstractContextMan
 
 
 def initialize(model: nn.Module, seed: int, std: float) -> None:
-    """Fill every parameter: norms' weights with 1, biases with 0, the rest with N(0, std) unless its module says otherwise.
+    """Fill every parameter: norms' weights with 1, biases with 0, the rest with N(0, std) unless its module says
+    otherwise.
 
     A module may define `initial_value(parameter_name) -> float | None` to give one of its own parameters a constant.
     Tied parameters are visited once, under their first name.

@@ -1,7 +1,8 @@
-"""M5-MMT and every system that is a list of its blocks: embeddings, unimodal encoders, fusion, masked and contrastive losses.
+"""M5-MMT and every system that is a list of its blocks: embeddings, unimodal encoders, fusion, masked and contrastive
+losses.
 
-B products, M modalities, N content rows of one modality, T packed rows, D hidden width, R the projection's width, P pairs, K masked
-rows. One forward makes the same sequence of module calls whatever the batch holds (DESIGN 3.6).
+B products, M modalities, N content rows of one modality, T packed rows, D hidden width, R the projection's width, P
+pairs, K masked rows. One forward makes the same sequence of module calls whatever the batch holds (DESIGN 3.6).
 """
 
 from dataclasses import dataclass, field
@@ -31,18 +32,21 @@ from m5ds.model.summaries import Projection, RowIndex, scatter_products, summari
 
 @dataclass(kw_only=True)
 class M5Output:
-    """What a forward returns. Where a product lacks a modality its vectors are zero; an empty product has only zeros."""
+    """What a forward returns. Where a product lacks a modality its vectors are zero, all of them in an empty product."""
 
     losses: dict[str, Tensor] = field(default_factory=dict)
     """Scalars by task name and `itc/<a>-<b>`, fp32: local sum / global count. Empty without `counts`."""
     loss: Tensor | None = None
     """What to minimise: the losses under their weights and the harmony. None without `counts`."""
     unimodal_BMD: Tensor
-    """[B, M, R] fp32: projected summaries before fusion, L2-normalised; zero for `cls: none`."""
+    """[B, M, R] fp32: projected summaries before fusion, L2-normalised; zero for a modality that no pair contrasts."""
     fused_BMD: Tensor
-    """[B, M, D] in the model's dtype: summaries after fusion, LayerNorm without weights over the last blocks' output."""
+    """[B, M, D] in the model's dtype: summaries after fusion, LayerNorm without weights over the last blocks' output.
+    """
     present_BM: Tensor
-    """bool on the rows' device: True = present. A product without any is empty, and its embedding is marked so by this."""
+    """bool on the rows' device: True = present. A product without any is empty, and its embedding is marked so by
+    this.
+    """
     layout: PackedLayout
     """Layout of the fused rows, on their device."""
     fused_TD: Tensor
@@ -84,7 +88,7 @@ class M5ForPretraining(PreTrainedModel):
             {
                 name: Projection(dim, spec.contrastive.projection_dim, eps)
                 for name in names
-                if spec.modalities[name].cls != "none"
+                if any(name in pair for pair in self.pair_names)
             }
         )
         self.heads = nn.ModuleDict(
@@ -129,7 +133,9 @@ class M5ForPretraining(PreTrainedModel):
         return (model, info) if wants_info else model
 
     def no_weight_decay_names(self) -> set[str]:
-        """Parameters that take no weight decay: biases, norms, single vectors ([CLS], mask, ...), logit scale, harmony."""
+        """Parameters that take no weight decay: biases, norms, single vectors ([CLS], mask, ...), logit scale,
+        harmony.
+        """
         names = set()
         for name, parameter in self.named_parameters():
             shape = getattr(parameter, "ds_shape", parameter.shape)
@@ -150,7 +156,8 @@ class M5ForPretraining(PreTrainedModel):
 
         `counts` (m5ds.model.masking.count_targets, summed over ranks and accumulation): the divisor of every loss; None
         gives features only. `seed` is the run's. `masked` False: nothing is masked and the masked losses are left out.
-        `gather` collects contrastive features of all ranks (docs/architecture.md). ValueError for a batch of other modalities.
+        `gather` collects contrastive features of all ranks (docs/architecture.md). ValueError for a batch of other
+        modalities.
         """
         if tuple(batch.modalities) != self.names:
             raise ValueError(

@@ -1,7 +1,7 @@
 """Which rows are masked, and how many targets every loss has, before the model runs (DESIGN 3.4).
 
-The embedding kernel draws the same bits again from (product, draw, modality, unit), so nothing but counts travels between ranks.
-B products, N content rows of one modality.
+The embedding kernel draws the same bits again from (product, draw, modality, unit), so nothing but counts travels
+between ranks. B products, N content rows of one modality.
 """
 
 import torch
@@ -16,7 +16,8 @@ from m5ds.model.configuration import M5Config
 from m5ds.model.pairs import contrastive_pairs, pair_name
 
 PRODUCTS = "products"
-"""The count of products, by which terms are divided that belong to the optimizer step as a whole (harmony's penalty)."""
+"""The count of products, by which terms are divided that belong to the optimizer step as a whole (harmony's penalty).
+"""
 
 
 def mask_spec(name: str, settings: ModalityConfig, config: M5Config) -> MaskSpec | None:
@@ -69,10 +70,11 @@ def draw_masks(batch: Batch, config: M5Config, seed: int, special_ids: list[int]
 def count_targets(
     batch: Batch, config: M5Config, seed: int, *, masks: dict[str, Tensor] | None = None, masked: bool = True
 ) -> dict[str, int]:
-    """Targets of every loss in this micro-batch, by loss name, and `products`. Sum over ranks and accumulation, then pass on.
+    """Targets of every loss in this micro-batch, by loss name, and `products`. Sum over ranks and accumulation, then
+    pass on.
 
-    Masked rows per task (where `masked`), products that have both modalities per `itc/<a>-<b>`. `masks` from `draw_masks`
-    saves drawing them again.
+    Masked rows per task (where `masked`), products that have both modalities per `itc/<a>-<b>`. `masks` from
+    `draw_masks` saves drawing them again.
     """
     spec = config.spec
     counts = {PRODUCTS: batch.num_products}

@@ -13,7 +13,9 @@ from m5ds.config import ContrastiveConfig
 from m5ds.kernels.presence_contrastive import presence_contrastive
 
 Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, int]]
-"""(features_BMR, present_BM) -> (all_features_CMR, all_present_CM, row_offset): cross-rank, with gradient to the features."""
+"""(features_BMR, present_BM) -> (all_features_CMR, all_present_CM, row_offset): cross-rank, with gradient to the
+features.
+"""
 
 MAX_LOG_SCALE = math.log(100.0)
 """CLIP's bound: the temperature never falls below 0.01."""

@@ -14,7 +14,9 @@ class RowIndex:
     """Host-side index of a layout: which products have each modality, and where their segments and content rows lie."""
 
     def __init__(self, layout: PackedLayout, with_cls: tuple[bool, ...], device: torch.device) -> None:
-        """`layout` on the CPU; `with_cls[m]`: segments of modality m begin with a learned row. Indices go to `device`."""
+        """`layout` on the CPU; `with_cls[m]`: segments of modality m begin with a learned row. Indices go to
+        `device`.
+        """
         self.layout, self._with_cls, self._device = layout, with_cls, device
         self.products = [self._move(layout.present_BM[:, m].nonzero()[:, 0]) for m in range(layout.num_modalities)]
         self.first_rows = [
@@ -32,7 +34,9 @@ class RowIndex:
 
 
 def summarize(x_TD: Tensor, layout: PackedLayout, index: RowIndex, kinds: tuple[str, ...]) -> list[Tensor]:
-    """Per modality [n, D]: the summary of each product that has it, by `cls: learned | token | mean`; zeros for `none`."""
+    """Per modality [n, D]: the summary of each product that has it, by `cls: learned | token | mean`; zeros for
+    `none`.
+    """
     return [_summary(x_TD, layout, index, m, kind) for m, kind in enumerate(kinds)]
 
 
