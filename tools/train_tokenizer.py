@@ -1,6 +1,6 @@
 """Train a SentencePiece tokenizer on the train split of a shard directory.
 
-python tools/train_tokenizer.py DIR --out PATH: PATH is a .model file, or a directory that `data.tokenizer.path` can name.
+python tools/train_tokenizer.py DIR --out PATH: PATH is a .model file or a directory; `data.tokenizer.path` takes both.
 """
 
 import argparse
