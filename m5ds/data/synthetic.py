@@ -42,7 +42,7 @@ _WORDS = {
         "shape": ("plate", "cushion", "tent", "wrench", "bracelet", "shelf"),
         "texture": ("plain", "striped", "ribbed", "checked"),
         "size": ("mini", "small", "large", "giant"),
-        "direction": ("right", "down", "left", "up"),
+        "direction": ("rightward", "downward", "leftward", "upward"),
         "keys": ("Colour", "Base", "Item", "Pattern", "Size", "Facing", "Brand", "Price"),
     },
     "zh": {
@@ -188,7 +188,7 @@ def _write_product(
             write("image", shared, media.encode_jpeg(pixels_HWC))
     if "video" in plan.present:
         codec, suffix = ("vp9", "webm") if rng.random() < 0.35 else ("h264", "mp4")
-        frames_THWC = media.clip_THWC(plan.looks["video"], 64, int(rng.integers(8, 11)), rng)
+        frames_THWC = media.clip_THWC(plan.looks["video"], 48, int(rng.integers(8, 11)), rng)
         write("video", f"{plan.index:06d}.{suffix}", media.encode_clip(frames_THWC, codec))
     if "audio" in plan.present:
         sound_T = media.sound_T(plan.looks["audio"], float(rng.uniform(1.05, 1.3)), rng)
@@ -206,13 +206,13 @@ def _damage(content: bytes, rng: np.random.Generator) -> bytes:
 def _record(plan: _Plan, files: dict[str, list[str]], rng: np.random.Generator) -> dict[str, object]:
     brand = _BRANDS[int(min(rng.zipf(1.6), len(_BRANDS))) - 1]
     price = f"{int(rng.integers(5, 200))}.{int(rng.integers(10))}0"
-    phrases = rng.permutation(5)[:2]
+    phrases, first = rng.permutation(5)[:2], int(rng.integers(7))
     has_text, has_table = "text" in plan.present, "table" in plan.present
     other = "zh" if plan.language == "en" else "en"
     texture, shape = _WORDS["en"]["texture"][plan.label.texture], _WORDS["en"]["shape"][plan.label.shape]
 
     def text(language: str) -> dict[str, str]:
-        title = _title(plan.looks["text"], language, brand)
+        title = _title(plan.looks["text"], language, brand, first)
         return {"title": title, "description": ", ".join(_PHRASES[language][i] for i in phrases)}
 
     return {
@@ -230,12 +230,10 @@ def _record(plan: _Plan, files: dict[str, list[str]], rng: np.random.Generator) 
     }
 
 
-def _title(look: Look, language: str, brand: str) -> str:
-    """Words apart from each other in Chinese too, as merchants write keyword titles."""
-    words = {name: _WORDS[language][name][getattr(look, name)] for name in Look.__slots__}
-    if language == "zh":
-        return "{size} {colour} {texture} {shape} {direction} {ground} ".format(**words) + brand
-    return "{size} {colour} {texture} {shape} facing {direction} on {ground} by ".format(**words) + brand
+def _title(look: Look, language: str, brand: str, first: int) -> str:
+    """Keywords as merchants write them, beginning with the `first` of them, apart from each other in Chinese too."""
+    words = [_WORDS[language][name][getattr(look, name)] for name in Look.__slots__] + [brand]
+    return " ".join(words[first:] + words[:first])
 
 
 def _attributes(look: Look, language: str, brand: str, price: str) -> dict[str, str]:
