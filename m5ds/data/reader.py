@@ -53,6 +53,8 @@ class RawProduct:
     """Modalities that the product declares."""
     media: dict[str, list[Media]]
     """Files of each present modality that has files, in the catalogue's order."""
+    group: str = ""
+    """Products of one group share a picture or clip, or are one instance; `id:ID` where the catalogue names none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,6 +170,7 @@ class ShardReader:
                     for modality, names in declared.items()
                     if names
                 },
+                group=record["group"],
             )
         except KeyError as error:
             raise self._corrupt(
