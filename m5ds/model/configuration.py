@@ -19,6 +19,8 @@ class M5Config(PretrainedConfig):
 
     model: dict[str, Any] | None = None
     """The model section of the run YAML as plain mappings (`spec` parses it strictly)."""
+    block_order: list[str] | None = None
+    """Names of the blocks in order: Hugging Face sorts the keys of config.json, and blocks are a sequence."""
     vocab_size: int = 0
     """Rows of each token table; 0 where no modality is made of tokens."""
     mask_id: int = 0
@@ -46,7 +48,14 @@ class M5Config(PretrainedConfig):
     ) -> "M5Config":
         """The configuration of a parsed model section. Further keywords are fields of this class."""
         tree = _ADAPTER.dump_python(spec, mode="json")
-        return cls(model=tree, vocab_size=vocab_size, mask_id=mask_id, special_ids=list(special_ids or []), **kwargs)
+        return cls(
+            model=tree,
+            block_order=list(spec.blocks),
+            vocab_size=vocab_size,
+            mask_id=mask_id,
+            special_ids=list(special_ids or []),
+            **kwargs,
+        )
 
     @classmethod
     def for_tokenizer(cls, spec: ModelConfig, tokenizer: Any, **kwargs: Any) -> "M5Config":
@@ -65,7 +74,12 @@ class M5Config(PretrainedConfig):
         """The parsed model section. `ValueError` names an unknown key or an ill-typed value."""
         if self.model is None:
             raise ValueError("M5Config.model is missing: build it with M5Config.from_spec(run_config.model, ...)")
-        return _parsed(json.dumps(self.model))
+        tree = dict(self.model)
+        if self.block_order is not None:
+            if sorted(self.block_order) != sorted(tree.get("blocks", {})):
+                raise ValueError(f"config.json: block_order {self.block_order} and model.blocks name different blocks")
+            tree["blocks"] = {name: tree["blocks"][name] for name in self.block_order}
+        return _parsed(json.dumps(tree))
 
     @property
     def first_ordinary_id(self) -> int:

@@ -32,7 +32,7 @@ from m5ds.model.summaries import Projection, RowIndex, scatter_products, summari
 
 @dataclass(kw_only=True)
 class M5Output:
-    """What a forward returns. Where a product lacks a modality its vectors are zero, all of them in an empty product."""
+    """What a forward returns. Where a product lacks a modality its vectors are zero: all in an empty product."""
 
     losses: dict[str, Tensor] = field(default_factory=dict)
     """Scalars by task name and `itc/<a>-<b>`, fp32: local sum / global count. Empty without `counts`."""

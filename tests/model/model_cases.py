@@ -83,14 +83,6 @@ def backward(model: M5ForPretraining, batch: Batch, **kwargs: Any) -> dict[str, 
     return gradients(model)
 
 
-def worst_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
-    """The largest difference over all names, relative to the largest value of each name."""
-    assert first.keys() == second.keys()
-    return max(
-        float((first[name] - second[name]).abs().max() / first[name].abs().max().clamp(min=1e-6)) for name in first
-    )
-
-
 def select(batch: Batch, spec: ModelConfig, products: list[int], **kwargs: Any) -> Batch:
     """The named products of a random batch, as a batch of their own."""
     return batch_of(spec, batch.present_BM[products], ids=[batch.ids[b] for b in products], **kwargs)

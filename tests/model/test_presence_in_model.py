@@ -91,10 +91,10 @@ def test_two_half_batches_with_the_global_counts_give_the_gradients_of_the_whole
 
 
 def test_an_image_changes_the_mlm_logits_of_its_product(tmp_path):
-    """The released code's masked heads read states before fusion, so that the image never reached the text (defect 1)."""
+    """The released code's masked heads read states before fusion: the image never reached the text (defect 1)."""
     spec = tiny_spec(tmp_path)
     model = build(spec).eval()
-    batch = batch_of(spec, [[True] * 5] * 2)
+    batch = batch_of(spec, [[True] * 5] * 8)
     logits = []
     model.heads["text"].register_forward_hook(
         lambda module, args, output: logits.append(module.logits(args[0]).detach())
