@@ -1,4 +1,74 @@
-"""Fixed tile tables of the attention kernels: one for launches and for the ahead-of-time check (kernels/aot.py)."""
+"""Fixed tile tables of the attention kernels. One table serves launches and the ahead-of-time check (kernels/aot.py).
+
+No autotuning: its winners differ between ranks and between runs (FINDINGS.md). BLOCK_M query rows, BLOCK_N key rows.
+"""
+
+from dataclasses import dataclass
+
+import torch
 
 HEAD_DIMS = (32, 64, 96, 128)
 """Head dims that the Triton attention kernels are built for."""
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+ATTENTION_KERNELS = ("fwd", "bwd_dq", "bwd_dkdv")
+SIZES = ("short", "long")
+"""Tiles for segments of a few dozen rows and for long ones; `tables.py` picks one for a launch by counting the work."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Launch configuration of one kernel."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+def architecture(device: torch.device) -> str:
+    """The table's architecture for a device: the newest one that is not newer than the device (CPU: sm_80)."""
+    if device.type != "cuda":
+        return ARCHITECTURES[0]
+    major, _ = torch.cuda.get_device_capability(device)
+    if major < 8:
+        raise ValueError(f"the Triton attention kernels need compute capability 8.0 or newer, {device} has {major}.x")
+    return "sm_100" if major >= 10 else f"sm_{major}0"
+
+
+def padded_head_dim(head_dim: int) -> int:
+    """Tiles are powers of two wide; 96 travels in 128 lanes of which 32 are masked."""
+    return 1 << (head_dim - 1).bit_length()
+
+
+_SHORT = Tile(32, 32, 4, 2)
+_LONG: dict[tuple[str, str, int], Tile] = {}
+"""Tiles for long segments by (kernel, architecture, padded head dim), two-byte inputs."""
+
+
+def attention_tile(kernel: str, arch: str, head_dim: int, itemsize: int, size: str) -> Tile:
+    """Tile of `kernel` (ATTENTION_KERNELS) for inputs of `itemsize` bytes; `KeyError` outside the table."""
+    return _ATTENTION[kernel, arch, padded_head_dim(head_dim), itemsize, size]
+
+
+def _long(kernel: str, arch: str, dim: int) -> Tile:
+    if kernel == "fwd" and dim <= 64:
+        return Tile(128, 64, 8, 2) if arch != "sm_80" else Tile(64, 64, 4, 2)
+    if dim <= 64:
+        return Tile(64, 64, 8 if arch == "sm_100" else 4, 2)
+    return Tile(64, 64, 8, 2)
+
+
+def _table() -> dict[tuple[str, str, int, int, str], Tile]:
+    """Shown by kernels/aot.py to run without spills (docs/kernels.md). fp32 has no tensor cores here: small tiles."""
+    table = {}
+    for kernel in ATTENTION_KERNELS:
+        for arch in ARCHITECTURES:
+            for dim in (32, 64, 128):
+                table[kernel, arch, dim, 2, "short"] = _SHORT
+                table[kernel, arch, dim, 2, "long"] = _long(kernel, arch, dim)
+                table[kernel, arch, dim, 4, "short"] = Tile(16, 16, 4, 1)
+                table[kernel, arch, dim, 4, "long"] = Tile(32, 32, 8, 1)
+    return table
+
+
+_ATTENTION = _table()
