@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from m5ds.cli import one_line
+
 Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, int]]
 
 
@@ -54,6 +56,15 @@ def gather_objects(value: Any) -> list[Any]:
     return gathered
 
 
+def gather_to_first(value: Any) -> list[Any] | None:
+    """Each rank's picklable value in rank order on rank 0; None on the others."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(value, gathered)
+    return gathered
+
+
 def broadcast_object(value: Any) -> Any:
     """Rank 0's picklable value on every rank."""
     if world_size() == 1:
@@ -80,15 +91,10 @@ def stop_together() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         failure = error
-    messages = gather_objects(None if failure is None else describe(failure))
+    messages = gather_objects(None if failure is None else one_line(failure))
     if failure is not None:
         raise failure
     raise_first(messages)
-
-
-def describe(error: Exception) -> str:
-    """One line for the user."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def raise_first(messages: list[str | None]) -> None:

@@ -77,6 +77,14 @@ def start_process_group() -> None:
     )
 
 
+def end_process_group() -> None:
+    """Leave together, so that no rank reports the others' connections as lost."""
+    import torch.distributed as dist
+
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,0 +1,188 @@
+"""The command line of m5ds/pretrain.py, from arguments to exit code."""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import m5ds.config as configuration
+from m5ds.cli import EXIT_INTERRUPTED, EXIT_USER_ERROR, one_line
+from m5ds.config import ConfigError, RunConfig
+from m5ds.train import ds_config, runtime
+
+EXIT_DIVERGED = 3
+GRACE_SECONDS = 4.0
+"""How long other ranks leave it to rank 0 to report an error that all of them meet."""
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="deepspeed m5ds/pretrain.py", description="Pretrain on shards under DeepSpeed."
+    )
+    parser.add_argument(
+        "--config", default="configs/run/quickstart.yaml", help="the run YAML (default: the quickstart)"
+    )
+    parser.add_argument("--ds_config", default="configs/zero3.json", help="DeepSpeed's JSON (default: ZeRO-3, bf16)")
+    parser.add_argument(
+        "--resume",
+        default="none",
+        metavar="auto|none|PATH",
+        help="go on from the newest complete checkpoint of this run's name (auto), from a run or tag (PATH), or start"
+        " a new run beside earlier ones (none, the default)",
+    )
+    parser.add_argument("--traceback", action="store_true", help="show where an error in the input was noticed")
+    parser.add_argument("--local_rank", type=int, default=0, help="set by the launcher")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the run YAML")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    """Run and return the exit code. Errors in the input are one line on rank 0's stderr."""
+    arguments = parse()
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except (ValueError, OSError) as error:
+        if arguments.traceback:
+            raise
+        return _report(f"error: {one_line(error)}", EXIT_USER_ERROR)
+    except RuntimeError as error:
+        from m5ds.train.step import Diverged
+
+        if not isinstance(error, Diverged):
+            raise
+        return _report(f"diverged: {one_line(error)}", EXIT_DIVERGED)
+
+
+def _report(line: str, code: int) -> int:
+    """Print once. When rank 0 fails too the launcher ends the others while they wait; else the failing rank speaks."""
+    if int(os.environ.get("RANK", "0")) != 0:
+        time.sleep(GRACE_SECONDS)
+    print(line, file=sys.stderr, flush=True)
+    return code
+
+
+def find_file(name: str) -> Path:
+    """A configuration file relative to the working directory or, failing that, to the repository."""
+    path = Path(name)
+    return path if path.is_file() or path.is_absolute() else _shipped(path)
+
+
+def _shipped(path: Path) -> Path:
+    shipped = runtime.REPOSITORY / path
+    return shipped if shipped.is_file() else path
+
+
+def read_configuration(arguments: argparse.Namespace) -> tuple[RunConfig, ds_config.DeepSpeedJson, frozenset[str]]:
+    """The run configuration with what only the JSON says, the JSON, and the keys that the YAML gives. ConfigError."""
+    path = find_file(arguments.config)
+    config = configuration.load(path, arguments.overrides)
+    given = configuration.given_keys(path, arguments.overrides)
+    ds = ds_config.read(find_file(arguments.ds_config))
+    config = ds_config.merge(ds, config, str(path), given)
+    if config.train.accumulation > 1 and config.model.contrastive.pairs not in ("none", []):
+        raise ConfigError(
+            f"{path}: train.accumulation {config.train.accumulation} with model.contrastive.pairs: the contrastive pool"
+            " must be the whole global batch, which takes one micro-batch a rank; set train.accumulation=1 (more ranks,"
+            " activation_checkpointing) or model.contrastive.pairs=none"
+        )
+    return config, ds, given
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    started = time.perf_counter()
+    config, ds, given = read_configuration(arguments)
+    runtime.start_process_group()
+
+    from m5ds.train import summary
+    from m5ds.train.loop import train
+    from m5ds.train.monitor import Monitor
+    from m5ds.train.stopping import StopRequest
+
+    with StopRequest() as stop:
+        job, resolved = prepare(arguments, config, ds, given)
+        with Monitor(job.directory, first_step=job.step, total_steps=job.total_steps) as monitor:
+            monitor.say(summary.opening(job, resolved))
+            stop_signal = train(job, monitor, stop)
+        job.sources.close()
+        if stop_signal:
+            text = summary.stopped(job, signal.Signals(stop_signal).name, arguments.config, arguments.ds_config)
+        else:
+            text = summary.closing(job, monitor, time.perf_counter() - started, arguments.config, arguments.ds_config)
+        if monitor.enabled:
+            print(text, flush=True)
+        runtime.end_process_group()
+    return 128 + stop_signal if stop_signal else 0
+
+
+def prepare(
+    arguments: argparse.Namespace, config: RunConfig, ds: ds_config.DeepSpeedJson, given: frozenset[str]
+) -> tuple[Any, dict[str, Any]]:
+    """The job, at the step that it goes on from, and DeepSpeed's resolved configuration. Collective."""
+    import torch
+
+    from m5ds.train import checkpoint, distributed, engine, run_directory, sources
+    from m5ds.train.faults import BadMediaBudget
+    from m5ds.train.loop import Job
+
+    with distributed.stop_together():
+        chosen = run_directory.choose(config.output_dir, config.name, arguments.resume)
+    directory: Path = distributed.broadcast_object(chosen)
+    found, skipped = (None, [])
+    if arguments.resume != "none":
+        found, skipped = checkpoint.find(Path(arguments.resume) if arguments.resume != "auto" else directory)
+        if found is None and (arguments.resume != "auto"):
+            raise ValueError(f"--resume {arguments.resume}: no usable checkpoint: {'; '.join(skipped) or 'none there'}")
+    for reason in skipped if distributed.rank() == 0 else []:
+        print(f"skipped checkpoint: {reason}", flush=True)
+
+    shards = sources.shard_directory(config)
+    saved = found.root / found.tag / run_directory.TOKENIZER if found else None
+    wanted = config.data.tokenizer.vocab_size if "data.tokenizer.vocab_size" in given else None
+    tokenizer = sources.run_tokenizer(config, shards, directory / run_directory.TOKENIZER, saved, wanted)
+    opened = sources.open_sources(config, shards, tokenizer)
+
+    train = config.train
+    total_steps = train.total_steps or train.epochs * opened.training.num_products // train.global_batch_size
+    world_size, on_cpu = distributed.world_size(), not torch.cuda.is_available()
+    resolved = ds_config.resolve(ds, config, world_size=world_size, total_steps=total_steps, cpu=on_cpu)
+    facts = {
+        "config": config.to_dict(),
+        "world_size": world_size,
+        "zero_stage": ds.stage,
+        "precision": ds.precision,
+        "shards": shards,
+        "manifest_hash": opened.manifest_hash,
+        "code_version": runtime.code_version(),
+    }
+    if found is not None:
+        changed = checkpoint.check_same_run(found, facts, world_size)
+        if distributed.rank() == 0:
+            print(f"resuming {found.root / found.tag}" + "".join(f"\n  changed {line}" for line in changed), flush=True)
+    with distributed.stop_together():
+        if distributed.rank() == 0:
+            run_directory.write_description(directory, config, resolved, facts)
+
+    model = engine.build_model(config, tokenizer, resolved)
+    deepspeed_engine = engine.initialize(model, config, resolved, total_steps)
+    if found is not None:
+        checkpoint.load(deepspeed_engine, found)
+    counts = (found.state["num_decoded"], found.state["num_bad"]) if found else (0, 0)
+    job = Job(
+        config=config,
+        directory=directory,
+        sources=opened,
+        model=model,
+        engine=deepspeed_engine,
+        precision=ds.precision,
+        total_steps=total_steps,
+        step=found.state["step"] if found else 0,
+        facts=facts,
+        budget=BadMediaBudget(directory / "bad_media.jsonl", config.data.max_bad_fraction, counts),
+        last_tag=found.tag if found else None,
+    )
+    return job, resolved

@@ -1,0 +1,116 @@
+"""One optimizer step, a pure function of (parameters, global batch) (DESIGN section 0).
+
+Every rank: takes the step's micro-batches, counts their targets; one all-reduce tells all ranks the step's counts, a
+failed loader and a request to stop; forward and backward of each micro-batch with local sums over global counts; one
+all-reduce of the losses, which also tells whether any is not finite; the optimizer.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from m5ds.cli import one_line
+from m5ds.data.batch import Batch
+from m5ds.data.loader import StepBatches
+from m5ds.model.m5mmt import M5ForPretraining
+from m5ds.model.masking import PRODUCTS, count_targets
+from m5ds.model.pairs import pair_name
+from m5ds.train import distributed, tags
+
+MAX_SKIPPED = 100
+"""Consecutive steps that fp16's loss scaler may discard before the run counts as diverged."""
+
+
+class Diverged(RuntimeError):
+    """A loss or gradient is not finite. Raised on all ranks before the parameters change."""
+
+
+class TrainStep:
+    """One optimizer step of one rank."""
+
+    def __init__(self, engine: Any, model: M5ForPretraining, *, seed: int, precision: str, directory: Path) -> None:
+        self.engine, self.model, self.seed = engine, model, seed
+        self.precision, self.directory = precision, directory
+        pairs = [pair_name(first, second) for first, second in model.pair_names]
+        self.loss_names = [*model.tasks.values(), *pairs]
+        self.num_skipped = 0
+        """Steps that fp16's loss scaler discarded in this process, in a row."""
+
+    def announce(self, taken: StepBatches | Exception | None, stop: int) -> dict[str, float]:
+        """Sum over ranks: targets of each loss, tokens, decoded and bad files, `failed` loaders, `stop` requests.
+
+        Raises RankError on every rank when a rank's loader failed.
+        """
+        batches = taken.micro_batches if isinstance(taken, StepBatches) else []
+        names = self.model.names
+        local = dict.fromkeys([PRODUCTS, *self.loss_names, *(f"tokens/{name}" for name in names)], 0.0)
+        for batch in batches:
+            for name, count in count_targets(batch, self.model.config, self.seed).items():
+                local[name] += count
+            for name in names:
+                local[f"tokens/{name}"] += batch.modalities[name].num_rows
+        local["decoded"] = taken.num_decoded if isinstance(taken, StepBatches) else 0
+        local["bad"] = len(taken.bad_media) if isinstance(taken, StepBatches) else 0
+        local["failed"] = isinstance(taken, Exception)
+        local["stop"] = bool(stop)
+        step = distributed.sum_over_ranks(local)
+        if step["failed"]:
+            message = one_line(taken) if isinstance(taken, Exception) else None
+            distributed.raise_first(distributed.gather_objects(message))
+        return step
+
+    def __call__(self, batches: list[Batch], announced: dict[str, float]) -> dict[str, float]:
+        """Forward, backward, update. `announced` is what `announce` returned. Returns the losses over all ranks.
+
+        Raises Diverged on every rank; the batch's product ids are then in `not_finite.json` of the run's folder.
+        """
+        counts = {name: int(announced[name]) for name in (PRODUCTS, *self.loss_names)}
+        world_size = distributed.world_size()
+        local = dict.fromkeys([*self.loss_names, "total"], 0.0)
+        for number, batch in enumerate(batches, start=1):
+            gather = distributed.feature_gather([batch.num_products] * world_size)
+            output = self.engine(batch, counts=counts, seed=self.seed, gather=gather)
+            # DeepSpeed averages over ranks and accumulation steps; the counts are those of the whole step already.
+            self.engine.backward(output.loss * (world_size * len(batches)))
+            values = torch.stack([output.losses[name].detach().float() for name in self.loss_names])
+            for name, value in zip(self.loss_names, values.tolist(), strict=True):
+                local[name] += value
+            local["total"] += output.loss.item()
+            if number < len(batches):
+                self.engine.step()
+        losses = distributed.sum_over_ranks(local)
+        if not all(math.isfinite(value) for value in losses.values()):
+            raise self._diverged("loss", batches, losses)
+        self.engine.step()
+        self._check_applied(batches, losses)
+        return losses
+
+    def _check_applied(self, batches: list[Batch], losses: dict[str, float]) -> None:
+        self.num_skipped = 0 if self.engine.was_step_applied() else self.num_skipped + 1
+        if self.num_skipped > (MAX_SKIPPED if self.precision == "fp16" else 0):
+            raise self._diverged("gradient", batches, losses)
+
+    def _diverged(self, what: str, batches: list[Batch], losses: dict[str, float]) -> Diverged:
+        ids = distributed.gather_objects([batch.ids for batch in batches])
+        path = self.directory / "not_finite.json"
+        if distributed.rank() == 0:
+            report = {"what": what, "losses": {k: str(v) for k, v in losses.items()}, "ids_by_rank": ids}
+            tags.write_atomically(path, json.dumps(report, indent=1, ensure_ascii=False))
+        bad = [name for name, value in losses.items() if not math.isfinite(value)]
+        named = f" ({', '.join(bad)})" if bad else ""
+        return Diverged(
+            f"a {what}{named} is not finite; the parameters were not changed and the last checkpoint stands. {path}"
+            " lists the products of the step; lower train.learning_rate or inspect them"
+        )
+
+
+def take(steps: Iterator[StepBatches]) -> StepBatches | Exception | None:
+    """The next step's batches, or the user's error that the loader met: the other ranks must hear of it first."""
+    try:
+        return next(steps, None)
+    except (ValueError, OSError) as error:
+        return error
