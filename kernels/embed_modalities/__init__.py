@@ -14,8 +14,6 @@ from m5ds.kernels.layout import PackedLayout
 
 __all__ = ["EmbedInput", "MaskSpec", "draw_mask", "embed_modalities", "replace_tokens"]
 
-_PATHS = {"reference": embed_modalities_reference, "torch": embed_modalities_torch}
-
 
 def embed_modalities(
     inputs: list[EmbedInput], layout: PackedLayout, *, seed: int, eps: float, path: str | None = None
@@ -29,4 +27,10 @@ def embed_modalities(
     Every parameter gets a gradient tensor, zeros where no row uses it. `ValueError` names a bad argument.
     """
     check(inputs, layout)
-    return _PATHS[choose_path("embed_modalities", layout.device, path)](inputs, layout, seed=seed, eps=eps)
+    chosen = choose_path("embed_modalities", layout.device, path)
+    if chosen == "triton":
+        # Imported when first used: a machine without a GPU needs no Triton.
+        from m5ds.kernels.embed_modalities.triton_path import embed_modalities_triton as run
+    else:
+        run = embed_modalities_reference if chosen == "reference" else embed_modalities_torch
+    return run(inputs, layout, seed=seed, eps=eps)

@@ -50,7 +50,11 @@ def presence_contrastive(
     factor_PB = logit_scale.to(wide).reshape(1, 1).expand(len(pairs), features_BMD.shape[0])
     if weights_BP is not None:
         factor_PB = factor_PB * weights_BP.to(wide).t()
-    query_losses = QueryLosses.apply
+    if chosen == "triton":
+        # Imported when first used: a machine without a GPU needs no Triton.
+        from m5ds.kernels.presence_contrastive.triton_path import query_losses_triton as query_losses
+    else:
+        query_losses = QueryLosses.apply
     loss_P2B: Tensor = query_losses(*arguments, factor_PB[:, None].expand(-1, 2, -1).contiguous())
     if loss_weights_BP is not None:
         loss_P2B = loss_P2B * loss_weights_BP.to(wide).t()[:, None]
