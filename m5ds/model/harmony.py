@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m5ds.config import HarmonyConfig
+from m5ds.model.precision import wide
 
 
 class HarmonyWeights(NamedTuple):
@@ -77,7 +78,7 @@ class Harmony(nn.Module):
             if config.kind == "cosine":
                 graph_BMM = cosine_graph(summary_BMD, present_BM)
             else:
-                scores_MM = self.scores.float()
+                scores_MM = wide(self.scores)
                 graph_BMM = (scores_MM * scores_MM.softmax(-1)).expand(len(present_BM), num, num)
             task_BM = graph_BMM.diagonal(dim1=1, dim2=2)
             pair_BP = graph_BMM[:, [i for i, _ in self.pairs], [j for _, j in self.pairs]]
@@ -102,7 +103,7 @@ class Harmony(nn.Module):
         """
         config, num = self.config, self.num_modalities
         chosen = [on and (config.masked if k < num else config.contrastive) for k, on in enumerate(active_K)]
-        scores_K = self.scores.float()
+        scores_K = wide(self.scores)
         off_K = ~torch.tensor(chosen, device=scores_K.device)
         count = sum(chosen)
         if count == 0:
@@ -122,7 +123,7 @@ def _row(weights: Tensor | None) -> Tensor | None:
 
 def cosine_graph(summary_BMD: Tensor, present_BM: Tensor) -> Tensor:
     """G_BMM fp32: rows and columns of absent modalities are zero, rows of present ones have unit L2 norm."""
-    unit_BMD = F.normalize(summary_BMD.float(), dim=-1)
+    unit_BMD = F.normalize(wide(summary_BMD), dim=-1)
     cosine_BMM = unit_BMD @ unit_BMD.transpose(1, 2)
     visible_BMM = present_BM[:, :, None] & present_BM[:, None, :]
     # A finite pivot: a row that sees nothing must not become NaN.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from m5ds.config import ModalityConfig
 from m5ds.data.batch import ModalityRows
 from m5ds.kernels.masked_cross_entropy import masked_cross_entropy
+from m5ds.model.precision import wide
 
 RAW_KINDS = ("image_patches", "video_tubes", "audio_patches")
 """Inputs whose regression targets are standardised per row; precomputed features are predicted as they are."""
@@ -85,11 +86,11 @@ class RegressionHead(nn.Module):
         """Sum over masked rows of the mean squared error over features, fp32 scalar. `masked_K` indexes the content
         rows.
         """
-        predicted_KF = self.decoder(self.norm(hidden_KD)).float()
+        predicted_KF = wide(self.decoder(self.norm(hidden_KD)))
         if logit_weight_K is not None:
             predicted_KF = predicted_KF * logit_weight_K[:, None]
         assert rows.values_NF is not None
-        target_KF = rows.values_NF.index_select(0, masked_K).float()
+        target_KF = rows.values_NF.index_select(0, masked_K).to(predicted_KF.dtype)
         if self.standardize:
             target_KF = standardized(target_KF)
         loss_K = F.mse_loss(predicted_KF, target_KF, reduction="none").mean(1)
@@ -140,8 +141,8 @@ class VocabularyHead(nn.Module):
         target_K = rows.token_N.index_select(0, masked_K)
         if loss_weight_K is None and logit_weight_K is None:
             h_KD = self._transformed(hidden_KD)
-            return masked_cross_entropy(h_KD, self.decoder_weight, self.decoder_bias, target_K).float()
-        logits_KV = self.logits(hidden_KD).float()
+            return masked_cross_entropy(h_KD, self.decoder_weight, self.decoder_bias, target_K)
+        logits_KV = wide(self.logits(hidden_KD))
         if logit_weight_K is not None:
             logits_KV = logits_KV * logit_weight_K[:, None]
         loss_K = F.cross_entropy(logits_KV, target_K, reduction="none")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from m5ds.config import ContrastiveConfig
 from m5ds.kernels.presence_contrastive import presence_contrastive
+from m5ds.model.precision import wide
 
 Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, int]]
 """(features_BMR, present_BM) -> (all_features_CMR, all_present_CM, row_offset): cross-rank, with gradient to the
@@ -52,7 +53,7 @@ class Contrastive(nn.Module):
         """Local sums of the loss, mean of both directions: fp32 [P]. Every rank calls it, whatever its batch holds."""
         keys_CMR, keys_present_CM, row_offset = gather(features_BMR, present_BM)
         device = features_BMR.device
-        log_scale = self.logit_scale[0].float() if self.learned else torch.tensor(self.initial_log_scale, device=device)
+        log_scale = wide(self.logit_scale[0]) if self.learned else torch.tensor(self.initial_log_scale, device=device)
         loss_P2 = presence_contrastive(
             features_BMR,
             keys_CMR,

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m5ds.kernels.layout import PackedLayout
+from m5ds.model.precision import wide
 
 
 class RowIndex:
@@ -45,7 +46,7 @@ def _summary(x_TD: Tensor, layout: PackedLayout, index: RowIndex, m: int, kind: 
         return x_TD.index_select(0, index.first_rows[m])
     if kind == "none":
         return x_TD.new_zeros(index.products[m].shape[0], x_TD.shape[1])
-    slab_ND = x_TD.narrow(0, layout.slab[m], layout.slab[m + 1] - layout.slab[m]).float()
+    slab_ND = wide(x_TD.narrow(0, layout.slab[m], layout.slab[m + 1] - layout.slab[m]))
     length_B = layout.seg_len_BM[:, m].long()
     total_BD = torch.segment_reduce(slab_ND, "sum", lengths=length_B, axis=0, initial=0.0)
     mean_BD = total_BD / length_B.clamp(min=1)[:, None]
@@ -70,4 +71,4 @@ class Projection(nn.Module):
         self.projection = nn.Linear(dim, projection_dim, bias=False)
 
     def forward(self, summary_nD: Tensor) -> Tensor:
-        return F.normalize(self.projection(self.norm(summary_nD)).float(), dim=-1)
+        return F.normalize(wide(self.projection(self.norm(summary_nD))), dim=-1)

@@ -80,14 +80,14 @@ def test_outputs_do_not_depend_on_batch_mates(tmp_path, policy):
 
 def test_two_half_batches_with_the_global_counts_give_the_gradients_of_the_whole(tmp_path):
     spec = tiny_spec(tmp_path, "contrastive.pairs=none")
-    model = build(spec)
+    model = build(spec).double()
     batch = batch_of(spec, all_patterns())
     counts = masking.count_targets(batch, model.config, 7)
     whole = backward(model, batch)
     halves = [backward(model, select(batch, spec, part), counts=counts) for part in (range(0, 11), range(11, 32))]
     for name, value in whole.items():
         summed = halves[0][name] + halves[1][name]
-        torch.testing.assert_close(summed, value, atol=1e-6, rtol=1e-4, msg=name)
+        torch.testing.assert_close(summed, value, atol=1e-9, rtol=1e-7, msg=name)
 
 
 def test_an_image_changes_the_mlm_logits_of_its_product(tmp_path):
