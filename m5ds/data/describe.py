@@ -206,8 +206,9 @@ def plots(statistics: Statistics, directory: Path) -> list[Path]:
     ):
         pyplot.figure(figsize=(6, 4))
         limit = max(1, int(np.percentile(value_N, 99.5)))
-        pyplot.hist(np.minimum(value_N, limit), bins=min(50, limit + 1))
-        pyplot.xlabel(f"{label} (the last bar holds the 0.5 % above)")
+        step = -(-(limit + 1) // 50)
+        pyplot.hist(np.minimum(value_N, limit), bins=np.arange(0, limit + step + 1, step) - 0.5)
+        pyplot.xlabel(f"{label} (above {limit}: at {limit})")
         pyplot.ylabel("products")
         save(name)
     return written

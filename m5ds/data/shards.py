@@ -47,7 +47,7 @@ class BuildOptions:
     """Declare audio for a product without an audio file whose clip has a sound stream; the member is the clip."""
 
     def __post_init__(self) -> None:
-        if len(self.ratios) != 3 or min(self.ratios) < 0 or abs(sum(self.ratios) - 1) > 1e-6:
+        if len(self.ratios) != 3 or not min(self.ratios) >= 0 or not abs(sum(self.ratios) - 1) <= 1e-6:
             raise ValueError(
                 f"ratios must be three shares (train, validation, test) that add up to 1, got {self.ratios}"
             )

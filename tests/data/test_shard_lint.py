@@ -1,0 +1,246 @@
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from catalogue_cases import record, write_catalogue
+
+from m5ds.data.lint import lint_shards
+from m5ds.data.manifest import CorruptShardError, read_index, read_manifest, verify_shard
+from m5ds.data.shards import BuildOptions, build_shards
+
+
+@pytest.fixture
+def shards(tmp_path) -> Path:
+    catalogue = write_catalogue(tmp_path / "catalogue", [record(number) for number in range(30)])
+    build_shards(catalogue, tmp_path / "out", BuildOptions(shard_products=12))
+    return tmp_path / "out"
+
+
+def faults(directory) -> str:
+    return "\n".join(lint_shards(str(directory)))
+
+
+def edit_manifest(directory, change) -> None:
+    path = directory / "manifest.json"
+    tree = json.loads(path.read_text())
+    change(tree)
+    path.write_text(json.dumps(tree))
+
+
+def resign(directory, name) -> None:
+    """Make the manifest's hashes of a shard those of its files, as a forger or a buggy writer would."""
+
+    def change(tree):
+        for split in tree["splits"].values():
+            for entry in split["shards"]:
+                if entry["name"] == name:
+                    tar, index = directory / f"{name}.tar", directory / f"{name}.index.parquet"
+                    entry["num_products"] = pq.read_metadata(index).num_rows
+                    entry["bytes"] = tar.stat().st_size
+                    entry["sha256"] = hashlib.sha256(tar.read_bytes()).hexdigest()
+                    entry["index_sha256"] = hashlib.sha256(index.read_bytes()).hexdigest()
+
+    edit_manifest(directory, change)
+
+
+def edit_index(directory, name, change) -> None:
+    path = directory / f"{name}.index.parquet"
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    change(rows)
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    resign(directory, name)
+
+
+def first_row(directory, name="train/000000"):
+    return pq.read_table(directory / f"{name}.index.parquet").to_pylist()[0]
+
+
+def overwrite(directory, name, offset, data) -> None:
+    with (directory / f"{name}.tar").open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def test_fresh_shards_have_no_fault(shards):
+    assert faults(shards) == ""
+
+
+def test_a_flipped_byte_is_found_by_the_hash_alone(shards):
+    row = first_row(shards)
+    picture = next(m for m in row["members"] if "image" in m["name"])
+    overwrite(shards, "train/000000", picture["offset"] + 3, b"\xff")
+    assert "train/000000.tar: bytes do not match the manifest" in faults(shards)
+    entry = read_manifest(str(shards)).splits["train"].shards[0]
+    verify_shard(str(shards), entry, full=False)
+    with pytest.raises(CorruptShardError, match="train/000000.tar: bytes do not match"):
+        verify_shard(str(shards), entry, full=True)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_truncated_or_missing_shard_fails_even_the_cheap_check(shards, full):
+    entry = read_manifest(str(shards)).splits["train"].shards[1]
+    tar = shards / entry.tar
+    tar.write_bytes(tar.read_bytes()[:-4000])
+    with pytest.raises(CorruptShardError, match="train/000001.tar: .* bytes, the manifest says"):
+        verify_shard(str(shards), entry, full=full)
+    tar.unlink()
+    with pytest.raises(CorruptShardError, match="train/000001.tar: missing"):
+        verify_shard(str(shards), entry, full=full)
+    assert "train/000001.tar: missing" in faults(shards)
+
+
+def test_a_missing_or_altered_index_is_named(shards):
+    entry = read_manifest(str(shards)).splits["train"].shards[0]
+    index = shards / entry.index
+    index.write_bytes(index.read_bytes() + b"x")
+    with pytest.raises(CorruptShardError, match="train/000000.index.parquet: bytes do not match"):
+        read_index(str(shards), entry)
+    assert "train/000000.index.parquet: bytes do not match" in faults(shards)
+    index.unlink()
+    with pytest.raises(CorruptShardError, match="train/000000.index.parquet: missing"):
+        verify_shard(str(shards), entry, full=False)
+    assert faults(shards).count("index.parquet: missing") == 1
+
+
+def test_a_declared_member_that_is_not_in_the_tar_is_corruption_not_absence(shards):
+    """WebDataset issue 140: a tar cut in the middle looks like products without that modality."""
+    row = first_row(shards)
+    with tarfile.open(shards / "train/000000.tar") as tar:
+        kept = [(member, tar.extractfile(member).read()) for member in tar if not member.name.endswith(".image.0.jpg")]
+    with tarfile.open(shards / "train/000000.tar", "w") as tar:
+        for member, data in kept:
+            tar.addfile(member, io.BytesIO(data))
+    resign(shards, "train/000000")
+    assert f"product {row['id']!r}: declared member {row['key']}.image.0.jpg is not in the tar" in faults(shards)
+
+
+def test_a_tar_cut_short_names_its_shard_and_its_lost_products(shards):
+    rows = pq.read_table(shards / "train/000000.index.parquet").to_pylist()
+    tar = shards / "train/000000.tar"
+    tar.write_bytes(tar.read_bytes()[: rows[-1]["offset"]])
+    found = faults(shards)
+    assert "train/000000.tar" in found and repr(rows[-1]["id"]) in found
+
+
+def test_offsets_that_point_elsewhere_are_found(shards):
+    def change(rows):
+        rows[0]["members"][0]["offset"] += 512
+        rows[1]["size"] += 512
+
+    edit_index(shards, "train/000000", change)
+    found = faults(shards)
+    assert "the index says otherwise" in found and "offset and size do not span its members" in found
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("id", "shop/999"),
+        ("product", 5),
+        ("label", -1),
+        ("present", ["image"]),
+        ("title_chars", 1000),
+        ("text_chars", 1000),
+        ("table_pairs", 0),
+        ("table_chars", 0),
+    ],
+)
+def test_each_column_of_the_index_must_be_what_the_record_says(shards, column, value):
+    edit_index(shards, "train/000000", lambda rows: rows[2].update({column: value}))
+    assert f"index column {column} is {value!r}" in faults(shards)
+
+
+def forge_record(directory, name, change) -> str:
+    """Rewrite the first product's KEY.json in place, padded to its size; returns the product's id."""
+    row = first_row(directory, name)
+    member = next(m for m in row["members"] if m["name"].endswith(".json"))
+    tar = (directory / f"{name}.tar").read_bytes()
+    item = json.loads(tar[member["offset"] : member["offset"] + member["size"]])
+    change(item)
+    data = json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode().ljust(member["size"])
+    assert len(data) == member["size"]
+    overwrite(directory, name, member["offset"], data)
+    resign(directory, name)
+    return row["id"]
+
+
+def test_presence_must_be_true_to_the_members(shards):
+    product = forge_record(shards, "train/000000", lambda item: item["present"].remove("image"))
+    assert f"product {product!r}: declares text+table" in faults(shards)
+
+
+def test_a_member_that_the_record_does_not_declare_is_found(shards):
+    product = forge_record(shards, "train/000000", lambda item: item["media"].clear())
+    found = faults(shards)
+    assert f"product {product!r}: member " in found and "is not declared" in found
+
+
+def test_a_record_that_is_no_json_is_found(shards):
+    row = first_row(shards)
+    member = next(m for m in row["members"] if m["name"].endswith(".json"))
+    overwrite(shards, "train/000000", member["offset"], b"!")
+    resign(shards, "train/000000")
+    assert f"product {row['id']!r}: " in faults(shards) and f"{member['name']} is not JSON" in faults(shards)
+
+
+def test_a_group_in_two_splits_is_found(shards):
+    other = first_row(shards, "test/000000")
+    group = str(int(other["id"].removeprefix("shop/")) // 2)
+    forge_record(shards, "train/000000", lambda item: item.update(group=group, description=""))
+    assert f"its group {group!r} is in train and in test" in faults(shards)
+
+
+def test_an_id_in_two_splits_is_found(shards):
+    for suffix in (".tar", ".index.parquet"):
+        (shards / f"test/000000{suffix}").write_bytes((shards / f"validation/000000{suffix}").read_bytes())
+    resign(shards, "test/000000")
+    found = faults(shards)
+    assert f"product {first_row(shards, 'test/000000')['id']!r} is also in validation/000000.tar" in found
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda tree: tree["splits"]["train"].update(num_products=9), "train says 9 products"),
+        (lambda tree: tree["splits"]["train"].update(presence_patterns={"image": 24}), "presence patterns of train"),
+        (lambda tree: tree["attributes"].update(Watt=1), "attributes are not those of the products"),
+        (lambda tree: tree["categories"].reverse(), "index column label"),
+        (lambda tree: tree["splits"]["train"]["shards"].pop(), "train/000001.tar: not in the manifest"),
+    ],
+)
+def test_a_manifest_that_counts_wrongly_is_found(shards, change, expected):
+    edit_manifest(shards, change)
+    assert expected in faults(shards)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "version must be 1"),
+        ('{"version": 99}', "version must be 1, got 99"),
+        ('{"version": 1}', "malformed"),
+    ],
+)
+def test_an_unreadable_manifest_is_one_clear_line(shards, text, expected):
+    (shards / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match=expected):
+        read_manifest(str(shards))
+
+
+def test_shards_are_read_through_any_fsspec_url(shards):
+    assert faults(f"file://{shards}") == ""
+    manifest = read_manifest(f"file://{shards}")
+    for entry in manifest.splits["train"].shards:
+        verify_shard(f"file://{shards}", entry, full=True)
+
+
+def test_an_unknown_split_names_those_that_exist(shards):
+    with pytest.raises(ValueError, match="no split 'dev'; they have train, validation, test"):
+        read_manifest(str(shards)).split("dev")
