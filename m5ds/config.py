@@ -8,7 +8,7 @@ and which in DeepSpeed's JSON: docs/configuration.md.
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import omegaconf
 from omegaconf import OmegaConf
@@ -202,6 +202,7 @@ class RunConfig:
 
 
 _ADAPTER: TypeAdapter[RunConfig] = TypeAdapter(RunConfig)
+Settings = TypeVar("Settings")
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
@@ -244,9 +245,18 @@ def _tree(path: str | Path, overrides: list[str] | None) -> dict[str, Any]:
 
 def parse(tree: dict[str, Any], where: str) -> RunConfig:
     """A RunConfig from plain mappings; `where` names the source in errors."""
+    return _validated(_ADAPTER, tree, where)
+
+
+def load_as(adapter: TypeAdapter[Settings], path: str | Path, overrides: list[str] | None = None) -> Settings:
+    """Another kind of configuration (configs/downstream), read and checked key by key as a run's is."""
+    return _validated(adapter, _tree(path, overrides), str(path))
+
+
+def _validated(adapter: TypeAdapter[Settings], tree: dict[str, Any], where: str) -> Settings:
     try:
         # Through JSON, since pydantic's strict mode then takes a YAML list for a tuple and still refuses "3" for 3.
-        return _ADAPTER.validate_json(json.dumps(tree))
+        return adapter.validate_json(json.dumps(tree))
     except ValidationError as error:
         raise ConfigError(f"{where}: " + "; ".join(_explain(item) for item in error.errors())) from error
 
