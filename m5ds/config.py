@@ -124,7 +124,7 @@ class HarmonyConfig:
     """How the losses weigh each other (DESIGN 3.4)."""
 
     kind: Literal["none", "learned", "cosine", "paper_literal"] = "none"
-    on: Literal["losses", "logits", "both"] = "losses"
+    weighs: Literal["losses", "logits", "both"] = "losses"
     """What the weights multiply. `paper_literal` weighs both, whatever is said here."""
     contrastive: bool = True
     masked: bool = True

@@ -6,7 +6,7 @@ B products, M modalities, N content rows of one modality.
 import torch
 from torch import Tensor
 
-from m5ds.config import ModelConfig, ModalityConfig
+from m5ds.config import ModalityConfig, ModelConfig
 from m5ds.data.batch import Batch, ModalityRows
 from m5ds.inputs import RegionFeatures, TablePairs, TextTokens
 from m5ds.kernels.philox import product_hash
@@ -26,8 +26,8 @@ def random_batch(
 ) -> Batch:
     """A batch whose rows depend on (seed, product id, modality) only, so that products can be regrouped.
 
-    `present_BM` bool [B, M] in the model's modality order. Lengths are random between 1 and `max_rows`, or `max_rows` with
-    `full`. Tokens are drawn from [first_token, vocab_size); text begins with `cls_token`, which is never masked.
+    `present_BM` bool [B, M] in the model's modality order. Lengths are random between 1 and `max_rows`, or `max_rows`
+    with `full`. Tokens are drawn from [first_token, vocab_size); text begins with `cls_token`, which is never masked.
     """
     present_BM = torch.as_tensor(present_BM, dtype=torch.bool)
     ids = ids or [f"product-{number}" for number in range(len(present_BM))]

@@ -83,7 +83,7 @@ class Harmony(nn.Module):
             task_BM = graph_BMM.diagonal(dim1=1, dim2=2)
             pair_BP = graph_BMM[:, [i for i, _ in self.pairs], [j for _, j in self.pairs]]
         literal = config.kind == "paper_literal"
-        on_losses, on_logits = literal or config.on != "logits", literal or config.on != "losses"
+        on_losses, on_logits = literal or config.weighs != "logits", literal or config.weighs != "losses"
         by_product = config.kind == "cosine"
         pair = pair_BP if config.contrastive else None
         task = task_BM if config.masked else None
