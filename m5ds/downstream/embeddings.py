@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from m5ds import modality
 
+STATES = ("fused", "contrastive", "dense")
 OPERATIONS = ("concat", "mean", "sum")
 _INFO = "embeddings.json"
 
@@ -40,8 +41,10 @@ class EmbeddingInfo:
     """The model's modalities in table order; `presence` speaks of these."""
     modalities: tuple[str, ...]
     """The subset that was shown to the model, in table order."""
+    states: str = "fused"
+    """What was read: `fused` summaries, `contrastive` ones (before fusion), or a classifier's `dense` layer."""
     operation: str
-    """How the modalities' fused summaries become one vector: `concat`, `mean` or `sum`."""
+    """How the modalities' summaries become one vector: `concat`, `mean` or `sum`."""
     normalized: bool
     """Whether each vector has L2 norm 1 (an empty product's is zero)."""
     width: int
@@ -50,8 +53,9 @@ class EmbeddingInfo:
 
     def __post_init__(self) -> None:
         check_modalities(self.modalities, self.model_modalities)
-        if self.operation not in OPERATIONS:
-            raise ValueError(f"operation must be one of {', '.join(OPERATIONS)}, got {self.operation!r}")
+        for field, known in (("states", STATES), ("operation", OPERATIONS)):
+            if getattr(self, field) not in known:
+                raise ValueError(f"{field} must be one of {', '.join(known)}, got {getattr(self, field)!r}")
 
     @property
     def num_shards(self) -> int:
@@ -127,10 +131,10 @@ def check_comparable(a: EmbeddingInfo, b: EmbeddingInfo) -> None:
     remedy = "embed both sets again with one checkpoint and the same options"
     if a.model != b.model:
         raise ValueError(f"embeddings of different models ({a.model[:12]} and {b.model[:12]}); {remedy}")
-    for name in ("operation", "normalized", "width"):
+    for name in ("states", "operation", "normalized", "width"):
         if getattr(a, name) != getattr(b, name):
             raise ValueError(f"embeddings differ in {name} ({getattr(a, name)} and {getattr(b, name)}); {remedy}")
-    if a.operation == "concat" and set(a.modalities).isdisjoint(b.modalities):
+    if a.operation == "concat" and a.states != "dense" and set(a.modalities).isdisjoint(b.modalities):
         raise ValueError(
             f"concatenated embeddings of {'+'.join(a.modalities)} and {'+'.join(b.modalities)} share no modality, so"
             " every score is 0; embed with operation mean or sum"

@@ -1,0 +1,140 @@
+"""The configuration of downstream evaluation (configs/downstream/*.yaml), as strict as a run's."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from m5ds import config as run_config
+from m5ds.config import DataConfig, Fraction, NotNegative, Positive, TrainConfig
+from m5ds.downstream.embeddings import check_modalities
+from m5ds.downstream.protocols import get_protocol
+
+_config = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
+
+
+@_config
+class SplitsConfig:
+    """Which split of the shards plays which part."""
+
+    train: str = "train"
+    validation: str | None = "validation"
+    """Early stopping looks at it; None: train to the last step."""
+    test: str = "test"
+
+
+@_config
+class ClassificationConfig:
+    """Paper task 3: finetune on the labels of the training split, test on another."""
+
+    modalities: list[str] | None = None
+    """Shown to the model; None: all of its."""
+    tuning: Literal["full", "frozen", "lora"] = "full"
+    """`frozen`: a linear probe; `lora`: low-rank adapters on the blocks' linear layers."""
+    loss: Literal["cross_entropy", "class_balanced", "logit_adjusted"] = "cross_entropy"
+    beta: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """`class_balanced` only."""
+    tau: Annotated[float, Field(ge=0)] = 1.0
+    """`logit_adjusted` only."""
+    dense_size: Positive = 1024
+    dropout: Fraction = 0.1
+    lora_rank: Positive = 8
+    lora_alpha: Annotated[float, Field(gt=0)] = 16.0
+    patience: NotNegative = 0
+    """Validations without a better accuracy before training stops; 0: never. Needs train.validate_every."""
+    min_class_products: Positive = 2
+    """Training products that a class should have."""
+    rare_classes: Literal["error", "drop", "keep"] = "error"
+    """What becomes of classes with fewer: an error, their products leave both splits, or they stay."""
+
+    def shown(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The modalities in table order. `ValueError` for an empty subset or one that the model lacks."""
+        return tuple(names) if self.modalities is None else check_modalities(self.modalities, names)
+
+
+@_config
+class RetrievalConfig:
+    """Paper tasks 1 and 2."""
+
+    ks: list[Positive] = dataclasses.field(default_factory=lambda: [1, 5, 10])
+    protocols: list[str] = dataclasses.field(default_factory=lambda: ["standard", "official"])
+    query_modalities: list[str] | None = None
+    """None: all of the model's."""
+    gallery_modalities: list[str] | None = None
+    states: Literal["fused", "contrastive", "dense"] = "fused"
+    """What a product's vector is read from; `dense` is the finetuned classifier's layer (paper's "finetune")."""
+    operation: Literal["concat", "mean", "sum"] = "mean"
+    normalized: bool = True
+    instance: Literal["product", "group", "file"] = "product"
+    """Instance retrieval finds the same product by other modalities, another product of its group, or the same
+    product by another of its files."""
+    query_file: NotNegative = 1
+    """`instance: file` only: number of the file that the query shows; the gallery shows file 0."""
+
+    def __post_init__(self) -> None:
+        for name in self.protocols:
+            get_protocol(name)
+
+
+@_config
+class ClusteringConfig:
+    """Paper task 4."""
+
+    num_clusters: Positive | None = None
+    """None: as many as categories."""
+    modalities: list[str] | None = None
+    seeds: list[int] = dataclasses.field(default_factory=lambda: [0, 1, 2])
+    """k-means starts; the report gives their mean."""
+
+
+@_config
+class RobustnessConfig:
+    """Coarse retrieval under absence and noise."""
+
+    rates: list[Fraction] = dataclasses.field(default_factory=lambda: [0.0, 0.2, 0.4, 0.6, 0.8])
+    subsets: bool = True
+    """Evaluate every non-empty modality subset."""
+    noise_rates: list[Fraction] = dataclasses.field(default_factory=lambda: [0.25, 0.5])
+
+
+@_config
+class DownstreamConfig:
+    """The whole file."""
+
+    name: str
+    output_dir: str = "runs/downstream"
+    seed: NotNegative = 0
+    batch_size: Positive = 32
+    """Products of one evaluation batch."""
+    num_replicates: Positive = 1000
+    """Bootstrap replicates of an interval."""
+    frequency: Literal["counts", "shares"] = "counts"
+    """Rule for head, medium and tail classes (m5ds/downstream/frequency.py)."""
+    splits: SplitsConfig = SplitsConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig(epochs=5)
+    classification: ClassificationConfig = ClassificationConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    clustering: ClusteringConfig = ClusteringConfig()
+    robustness: RobustnessConfig = RobustnessConfig()
+
+
+_ADAPTER: TypeAdapter[DownstreamConfig] = TypeAdapter(DownstreamConfig)
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> DownstreamConfig:
+    """Read a downstream YAML with its bases and `key=value` overrides; ConfigError names the file and the key."""
+    settings = run_config.load_as(_ADAPTER, path, overrides)
+    train = settings.train
+    if (train.total_steps is None) == (train.epochs is None):
+        raise run_config.ConfigError(f"{path}: set exactly one of train.total_steps and train.epochs")
+    if settings.classification.patience and not train.validate_every:
+        raise run_config.ConfigError(f"{path}: classification.patience needs train.validate_every to be set")
+    return settings
+
+
+def to_dict(settings: DownstreamConfig) -> dict:
+    """Plain mappings, for records."""
+    return _ADAPTER.dump_python(settings, mode="json")
