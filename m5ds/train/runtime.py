@@ -1,6 +1,6 @@
 """The process around the training: environment, devices, process group, memory, code version.
 
-`prepare_environment` must run before torch and DeepSpeed are imported, so nothing here imports them at the top.
+`prepare_environment` must run before DeepSpeed is imported, so nothing here imports it at the top.
 """
 
 import os
@@ -30,6 +30,10 @@ def prepare_environment() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def default_num_threads(num_local_ranks: int) -> int:
@@ -57,8 +61,6 @@ def start_process_group() -> None:
     import torch
 
     on_cpu = not torch.cuda.is_available()
-    if on_cpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
     if on_cpu:

@@ -9,17 +9,19 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from m5ds.cli import one_line
 from m5ds.data.batch import Batch
-from m5ds.data.loader import StepBatches
 from m5ds.model.m5mmt import M5ForPretraining
 from m5ds.model.masking import PRODUCTS, count_targets
 from m5ds.model.pairs import pair_name
 from m5ds.train import distributed, tags
+
+if TYPE_CHECKING:
+    from m5ds.data.loader import StepBatches
 
 MAX_SKIPPED = 100
 """Consecutive steps that fp16's loss scaler may discard before the run counts as diverged."""
@@ -40,26 +42,30 @@ class TrainStep:
         self.num_skipped = 0
         """Steps that fp16's loss scaler discarded in this process, in a row."""
 
-    def announce(self, taken: StepBatches | Exception | None, stop: int) -> dict[str, float]:
+    def targets(self, batch: Batch) -> dict[str, int]:
+        """Targets of each loss in a micro-batch. Finetuning counts others (m5ds/downstream/finetune.py)."""
+        return count_targets(batch, self.model.config, self.seed)
+
+    def announce(self, taken: "StepBatches | Exception", stop: int) -> dict[str, float]:
         """Sum over ranks: targets of each loss, tokens, decoded and bad files, `failed` loaders, `stop` requests.
 
         Raises RankError on every rank when a rank's loader failed.
         """
-        batches = taken.micro_batches if isinstance(taken, StepBatches) else []
+        failed = isinstance(taken, Exception)
         names = self.model.names
         local = dict.fromkeys([PRODUCTS, *self.loss_names, *(f"tokens/{name}" for name in names)], 0.0)
-        for batch in batches:
-            for name, count in count_targets(batch, self.model.config, self.seed).items():
+        for batch in [] if failed else taken.micro_batches:
+            for name, count in self.targets(batch).items():
                 local[name] += count
             for name in names:
                 local[f"tokens/{name}"] += batch.modalities[name].num_rows
-        local["decoded"] = taken.num_decoded if isinstance(taken, StepBatches) else 0
-        local["bad"] = len(taken.bad_media) if isinstance(taken, StepBatches) else 0
-        local["failed"] = isinstance(taken, Exception)
+        local["decoded"] = 0 if failed else taken.num_decoded
+        local["bad"] = 0 if failed else len(taken.bad_media)
+        local["failed"] = failed
         local["stop"] = bool(stop)
         step = distributed.sum_over_ranks(local)
         if step["failed"]:
-            message = one_line(taken) if isinstance(taken, Exception) else None
+            message = one_line(taken) if failed else None
             distributed.raise_first(distributed.gather_objects(message))
         return step
 
@@ -108,9 +114,9 @@ class TrainStep:
         )
 
 
-def take(steps: Iterator[StepBatches]) -> StepBatches | Exception | None:
+def take(steps: "Iterator[StepBatches]") -> "StepBatches | Exception":
     """The next step's batches, or the user's error that the loader met: the other ranks must hear of it first."""
     try:
-        return next(steps, None)
+        return next(steps)
     except (ValueError, OSError) as error:
         return error

@@ -36,6 +36,8 @@ class StopRequest:
             signal.signal(number, before)
 
     def _note(self, number: int, frame: types.FrameType | None) -> None:
+        if number == signal.SIGINT and self._signal == signal.SIGINT:
+            raise KeyboardInterrupt  # Ctrl-C twice: at once, without a checkpoint
         self._signal = self._signal or number
 
     @property

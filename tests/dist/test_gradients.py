@@ -1,0 +1,154 @@
+"""DESIGN section 0: world size, accumulation and who shares a micro-batch change rounding and nothing else."""
+
+import itertools
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from m5ds import config
+from m5ds.data.random_batch import random_batch
+from m5ds.model.configuration import M5Config
+from m5ds.model.m5mmt import M5ForPretraining
+from m5ds.model.masking import count_targets
+
+sys.path.insert(0, str(Path(__file__).parent))
+import launching  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKER = Path(__file__).with_name("worker_gradients.py")
+SMALL = [
+    "model.hidden_size=32",
+    "model.num_heads=2",
+    "model.ffn_dim=64",
+    "model.contrastive.projection_dim=16",
+    "model.modalities.text.input.max_tokens=12",
+    "model.modalities.table.input.max_tokens=12",
+]
+MODALITIES = ("image", "text", "table", "video", "audio")
+
+
+def spec_of(*overrides: str) -> config.ModelConfig:
+    return config.load(ROOT / "configs/run/quickstart.yaml", [*SMALL, *overrides]).model
+
+
+def presence(first_half_lacks: str, second_half_lacks: str) -> list[list[bool]]:
+    """Eight products; `a+b` names modalities that no product of that half has. The last product has text only."""
+    rows = [[name not in first_half_lacks.split("+") for name in MODALITIES] for _ in range(4)]
+    rows += [[name not in second_half_lacks.split("+") for name in MODALITIES] for _ in range(4)]
+    rows[1] = [here and name != "audio" for here, name in zip(rows[1], MODALITIES, strict=True)]
+    rows[6] = [here and name != "table" for here, name in zip(rows[6], MODALITIES, strict=True)]
+    return rows
+
+
+PATTERNS = [
+    presence("video", "image"),
+    presence("image", "video"),
+    presence("text", "audio"),
+    presence("audio+video", "text+table"),
+    presence("image+text+table+video", "audio"),
+    presence("", "image+video+audio"),
+    presence("image+text+table+video+audio", ""),
+    presence("table+audio", "table+audio"),
+]
+ALL_32 = [list(pattern) for pattern in itertools.product([False, True], repeat=5)]
+
+
+def reference(spec: config.ModelConfig, rows: list[list[bool]]) -> tuple[dict, dict]:
+    """Losses and gradients of plain torch, one process, the whole global batch at once."""
+    model = plain_model(spec)
+    batch = random_batch(spec, rows, vocab_size=64)
+    output = model(batch, counts=count_targets(batch, model.config, 3), seed=3)
+    output.loss.backward()
+    losses = {name: value.item() for name, value in output.losses.items()} | {"total": output.loss.item()}
+    return losses, {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def plain_model(spec: config.ModelConfig) -> M5ForPretraining:
+    return M5ForPretraining(M5Config.from_spec(spec, vocab_size=64, mask_id=4, special_ids=[0, 1, 2, 3, 4]))
+
+
+def run_cases(tmp_path: Path, cases: list[dict], world_size: int) -> list[dict]:
+    torch.save(cases, tmp_path / "cases.pt")
+    launching.run_ranks(WORKER, [str(tmp_path / "cases.pt"), str(tmp_path / "out.pt")], world_size, timeout=150)
+    return torch.load(tmp_path / "out.pt", weights_only=False)
+
+
+def assert_equal_gradients(case: dict, found: dict) -> None:
+    for rows, result in zip(case["presence"], found["results"], strict=True):
+        losses, gradients = reference(case["spec"], rows)
+        for name, value in losses.items():
+            assert abs(result["losses"][name] - value) <= 1e-5 * max(abs(value), 1e-3), f"loss {name}"
+        norm = torch.cat([gradient.flatten() for gradient in gradients.values()]).norm()
+        assert norm > 1e-3
+        error = torch.cat(
+            [(result["gradients"][name] - gradient).flatten() for name, gradient in gradients.items()]
+        ).norm()
+        assert error / norm < 1e-5, f"relative error {error / norm:.2e} for presence {rows}"
+        for name, gradient in gradients.items():
+            distance = (result["gradients"][name] - gradient).norm()
+            # fp32 itself is 2e-6 of the norm away from float64 in parameters whose contributions cancel ([CLS] rows).
+            assert distance <= 1e-5 * gradient.norm() + 4e-6 * norm, f"{name}: {distance} of {gradient.norm()}"
+
+
+def case(spec: config.ModelConfig, patterns: list, accumulation: int = 1, stage: int = 3) -> dict:
+    return {
+        "spec": spec,
+        "presence": patterns,
+        "accumulation": accumulation,
+        "stage": stage,
+        "precision": "fp32",
+    }
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> tuple[list[dict], list[dict]]:
+    """One job of two ranks for all properties: starting the processes is what takes the time."""
+    cases = [
+        case(spec_of("model.harmony.kind=learned"), [*PATTERNS, ALL_32]),
+        case(spec_of("model.contrastive.pairs=none"), PATTERNS[:6], accumulation=2),
+    ]
+    return cases, run_cases(tmp_path_factory.mktemp("gradients"), cases, world_size=2)
+
+
+def test_two_ranks_have_the_gradients_of_one_process_contrastive_included(two_ranks) -> None:
+    cases, found = two_ranks
+    assert_equal_gradients(cases[0], found[0])
+
+
+def test_two_ranks_with_accumulation_have_the_gradients_of_one_process(two_ranks) -> None:
+    cases, found = two_ranks
+    assert_equal_gradients(cases[1], found[1])
+
+
+def test_all_32_presence_patterns_give_finite_losses_and_gradients(two_ranks) -> None:
+    result = two_ranks[1][0]["results"][-1]
+    assert all(torch.isfinite(torch.tensor(value)) for value in result["losses"].values())
+    for name, gradient in result["gradients"].items():
+        assert torch.isfinite(gradient).all(), name
+
+
+def test_initial_weights_under_zero3_are_those_of_plain_torch(two_ranks) -> None:
+    """`post_init` under zero.Init once left an embedding's deviation at 1.0 and the run at chance (FINDINGS)."""
+    cases, found = two_ranks
+    plain = dict(plain_model(cases[0]["spec"]).named_parameters())
+    assert set(found[0]["initial"]) == set(plain)
+    for name, value in found[0]["initial"].items():
+        assert torch.equal(value, plain[name].detach()), name
+    deviations = {name: value.std().item() for name, value in plain.items() if value.dim() > 1}
+    assert all(abs(value - 0.02) < 0.004 for name, value in deviations.items() if plain[name].numel() > 500)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("world_size", "accumulation"), [(1, 4), (4, 1)])
+def test_other_divisions_of_the_global_batch(tmp_path, world_size: int, accumulation: int) -> None:
+    pairs = [] if accumulation == 1 else ["model.contrastive.pairs=none"]
+    cases = [case(spec_of(*pairs), PATTERNS[:4], accumulation)]
+    assert_equal_gradients(cases[0], run_cases(tmp_path, cases, world_size)[0])
+
+
+@pytest.mark.slow
+def test_stage_2_has_the_same_gradients(tmp_path) -> None:
+    cases = [case(spec_of(), PATTERNS[:4], stage=2)]
+    assert_equal_gradients(cases[0], run_cases(tmp_path, cases, 2)[0])
