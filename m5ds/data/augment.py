@@ -1,8 +1,8 @@
 """Random choices of the training data: crops, frame times, sound windows, which file, which modalities are dropped.
 
 Every draw is keyed by (seed, product, draw, modality) and never by the place in a batch, so that a product's rows are
-the same whatever the world size and whoever shares its batch. All values are fractions: of the picture's sides, of the
-clip's duration, of the time by which a sound is longer than its window. Evaluation takes the centre and the first file.
+the same whatever the world size and whoever shares its batch. All values are fractions: of the clip's duration, of the
+time by which a sound is longer than its window. Evaluation takes the centre and the first file.
 
 Shape letters: K products or files, M modalities, T frames. A `modality` is a row number of the modality table.
 """
@@ -12,13 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from m5ds.data.media import Crop
 from m5ds.kernels import philox
 from m5ds.kernels.philox import Stream
-
-MIN_CROP_AREA = 0.6
-"""Smallest share of a picture that a crop keeps. Product pictures fill their frame, so crops are mild."""
-MAX_CROP_STRETCH = 4.0 / 3.0
-"""Largest ratio of a crop's sides, each taken as a fraction of the picture's side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +41,11 @@ class Keys:
         )
 
 
-def crops(keys: Keys, seed: int, modality: int) -> Tensor:
-    """float64 [K, 4]: left, top, width, height as fractions of the picture; area in [MIN_CROP_AREA, 1]."""
-    area, stretch, left, top = (philox.uniform(word_K) for word_K in keys.words(seed, Stream.CROP, modality))
-    area = MIN_CROP_AREA + (1 - MIN_CROP_AREA) * area
-    stretch = MAX_CROP_STRETCH ** (2 * stretch - 1)
-    # A side past the picture is cut to it and the other grows, so that the area stays as drawn.
-    width = (area * stretch).sqrt().clamp(max=1.0)
-    height = (area / width).clamp(max=1.0)
-    width = area / height
-    return torch.stack([left * (1 - width), top * (1 - height), width, height], dim=1)
+def crops(keys: Keys, seed: int, modality: int) -> list[Crop]:
+    """One crop a product. No flips: left and right are told apart in titles."""
+    words = keys.words(seed, Stream.CROP, modality)
+    numbers_K4 = torch.stack([philox.uniform(word_K) for word_K in words], dim=1)
+    return [Crop(area=area, aspect=aspect, y=y, x=x) for area, aspect, y, x in numbers_K4.tolist()]
 
 
 def frame_times(keys: Keys, seed: int, modality: int, num_frames: int) -> Tensor:

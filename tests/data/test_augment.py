@@ -1,0 +1,97 @@
+"""Training's random choices belong to the product and the draw, and to nothing else."""
+
+import pytest
+import torch
+
+from m5ds.data import augment
+from m5ds.data.augment import Keys
+from m5ds.kernels.philox import product_hash
+
+NUM = 2000
+
+
+def keys_of(names, draw=0):
+    product_K = torch.tensor([product_hash(name) for name in names])
+    return Keys(product_K, torch.full((len(names),), draw, dtype=torch.int64))
+
+
+@pytest.fixture(scope="module")
+def keys():
+    return keys_of([f"p{number}" for number in range(NUM)])
+
+
+def every_choice(keys):
+    num_files = [1 + int(product) % 4 for product in keys.product_K]
+    return {
+        "crops": augment.crops(keys, 3, 0),
+        "times": augment.frame_times(keys, 3, 3, 5).tolist(),
+        "starts": augment.window_starts(keys, 3, 4).tolist(),
+        "files": augment.first_files(keys, 3, 0, num_files),
+        "kept": augment.kept_modalities(
+            keys, 3, [0, 1, 2], torch.ones(len(keys.product_K), 3, dtype=torch.bool), 0.5
+        ).tolist(),
+    }
+
+
+def test_choices_do_not_depend_on_the_place_in_the_batch(keys):
+    together = every_choice(keys)
+    places = [1999, 0, 7, 1200]
+    alone = every_choice(keys.take(places))
+    for name, values in together.items():
+        assert alone[name] == [values[place] for place in places], name
+
+
+def test_choices_differ_by_draw_and_by_seed(keys):
+    first, second = every_choice(keys), every_choice(Keys(keys.product_K, keys.draw_K + 1))
+    for name in first:
+        assert first[name] != second[name], name
+    assert augment.crops(keys, 3, 0) != augment.crops(keys, 4, 0)
+    assert augment.crops(keys, 3, 0) != augment.crops(keys, 3, 3)
+
+
+def test_crops_are_uniform_and_never_flip(keys):
+    crops = augment.crops(keys, 0, 0)
+    for field in ("area", "aspect", "y", "x"):
+        values = torch.tensor([getattr(crop, field) for crop in crops])
+        assert values.min() >= 0 and values.max() < 1
+        assert values.mean().item() == pytest.approx(0.5, abs=0.03)
+    assert not any(crop.flip for crop in crops)
+
+
+def test_frame_times_lie_one_in_each_part_of_the_clip(keys):
+    times_KT = augment.frame_times(keys, 0, 3, 4)
+    assert torch.equal((times_KT * 4).long(), torch.arange(4).expand(NUM, 4))
+    assert (times_KT * 4 % 1).mean().item() == pytest.approx(0.5, abs=0.03)
+    assert augment.centre_times(2, 4).tolist() == [[0.125, 0.375, 0.625, 0.875]] * 2
+
+
+def test_every_file_of_a_product_is_chosen_equally_often(keys):
+    chosen = torch.tensor(augment.first_files(keys, 0, 0, [5] * NUM))
+    assert chosen.bincount(minlength=5).min() > 0.8 * NUM / 5
+    assert augment.first_files(keys, 0, 0, [1] * NUM) == [0] * NUM
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3, 1.0])
+def test_dropout_keeps_some_present_modality_and_never_invents_one(keys, dropout):
+    generator = torch.Generator().manual_seed(0)
+    present_KM = torch.rand(NUM, 3, generator=generator) < 0.6
+    kept_KM = augment.kept_modalities(keys, 0, [0, 1, 2], present_KM, dropout)
+    assert not (kept_KM & ~present_KM).any()
+    assert torch.equal(kept_KM.any(1), present_KM.any(1))
+    if dropout == 0.0:
+        assert torch.equal(kept_KM, present_KM)
+    if dropout == 1.0:
+        assert int(kept_KM.sum(1).max()) == 1
+    if dropout == 0.3:
+        several = present_KM.sum(1) == 3
+        # 0.7 each, and of 0.027 that would lose all three one stays.
+        assert kept_KM[several].float().mean().item() == pytest.approx(0.7 + 0.009, abs=0.03)
+
+
+def test_dropping_a_modality_does_not_depend_on_which_others_the_model_has(keys):
+    present_KM = torch.ones(NUM, 3, dtype=torch.bool)
+    three = augment.kept_modalities(keys, 0, [0, 1, 4], present_KM, 0.2)
+    two = augment.kept_modalities(keys, 0, [0, 4], present_KM[:, :2], 0.2)
+    some = three.sum(1) > 1
+    agreeing = (three[:, [0, 2]] == two)[some & two.any(1)].float().mean()
+    assert agreeing > 0.97
