@@ -116,11 +116,11 @@ def check_same_run(found: Found, state: dict[str, Any], world_size: int) -> list
             raise ValueError(
                 f"{where}: {key} was {saved!r} and is {now!r} in this run; the same value is needed to resume"
             )
-    for key in ("manifest_hash", "tokenizer_hash", "zero_stage", "precision"):
+    for key in ("manifest_hash", "zero_stage", "precision"):
         if found.state[key] != state[key]:
             raise ValueError(
                 f"{where}: {key} was {found.state[key]} and is {state[key]} in this run; resume with the same data,"
-                " tokenizer, ZeRO stage and precision, or start a new run with --resume none"
+                " ZeRO stage and precision, or start a new run with --resume none"
             )
     return [f"{key}: {saved!r} -> {now!r}" for key, saved, now in differences]
 
