@@ -83,10 +83,12 @@ class M5Config(PretrainedConfig):
 
     @property
     def first_ordinary_id(self) -> int:
-        """The first token id after the special ones: random replacements are drawn from there to the vocabulary's
-        end.
+        """Random replacements are drawn from here to the vocabulary's end: the id after the leading special tokens.
+
+        Special tokens in the upper half of the vocabulary (some Hugging Face tokenizers add theirs last) stay inside.
         """
-        return max(self.special_ids, default=-1) + 1 if self.special_ids else 0
+        leading = [token for token in self.special_ids or [] if 2 * token < self.vocab_size]
+        return max(leading, default=-1) + 1
 
 
 @lru_cache(maxsize=32)
