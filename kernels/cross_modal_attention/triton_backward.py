@@ -7,7 +7,7 @@ counts query rows and N key rows, whichever side owns the tile.
 import triton
 import triton.language as tl
 
-from m5ds.kernels.cross_modal_attention.triton_common import is_later, kept_weights
+from m5ds.kernels.cross_modal_attention.triton_common import is_seen, kept_weights
 
 
 @triton.jit(do_not_specialize=["seed", "layer", "threshold"])
@@ -45,7 +45,6 @@ def attention_bwd_dq_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    CAUSAL: tl.constexpr,
     DROPOUT: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -74,8 +73,7 @@ def attention_bwd_dq_kernel(
     if UPCAST:
         b_q = b_q.to(tl.float32)
         b_grad = b_grad.to(tl.float32)
-    if CAUSAL:
-        b_code = tl.load(p_code + b_row, mask=m_own, other=0)
+    b_code = tl.load(p_code + b_row, mask=m_own, other=0)
     if DROPOUT:
         b_offset = tl.load(p_offset + b_row, mask=m_own, other=0).to(tl.int64)
         b_product = tl.load(p_product + i_product)
@@ -93,10 +91,8 @@ def attention_bwd_dq_kernel(
         if UPCAST:
             b_k = b_k.to(tl.float32)
             b_v = b_v.to(tl.float32)
-        m_visible = m_key[None, :] & m_own[:, None]
-        if CAUSAL:
-            b_key_code = tl.load(p_code + b_key_row, mask=m_key, other=0)
-            m_visible = m_visible & (is_later(b_code[:, None], b_key_code[None, :]) == 0)
+        b_key_code = tl.load(p_code + b_key_row, mask=m_key, other=0)
+        m_visible = m_key[None, :] & m_own[:, None] & is_seen(b_code[:, None], b_key_code[None, :])
         # [M, N]; masked before exp2, since a masked score may exceed the log-sum-exp without bound
         b_score = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * scale_log2 - b_lse[:, None]
         b_weight = tl.exp2(tl.where(m_visible, b_score, float("-inf")))
@@ -147,7 +143,6 @@ def attention_bwd_dkdv_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    CAUSAL: tl.constexpr,
     DROPOUT: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -171,8 +166,7 @@ def attention_bwd_dkdv_kernel(
     if UPCAST:
         b_k = b_k.to(tl.float32)
         b_v = b_v.to(tl.float32)
-    if CAUSAL:
-        b_code = tl.load(p_code + b_row, mask=m_own, other=0)
+    b_code = tl.load(p_code + b_row, mask=m_own, other=0)
     if DROPOUT:
         o_call = own_begin + 4 * tl.arange(0, BLOCK_N // 4)
         b_call_row = tl.load(p_own + o_call, mask=o_call < own_end, other=0).to(tl.int64)
@@ -196,10 +190,8 @@ def attention_bwd_dkdv_kernel(
         if UPCAST:
             b_q = b_q.to(tl.float32)
             b_grad = b_grad.to(tl.float32)
-        m_visible = m_own[:, None] & m_query[None, :]
-        if CAUSAL:
-            b_query_code = tl.load(p_code + b_query_row, mask=m_query, other=0)
-            m_visible = m_visible & (is_later(b_query_code[None, :], b_code[:, None]) == 0)
+        b_query_code = tl.load(p_code + b_query_row, mask=m_query, other=0)
+        m_visible = m_own[:, None] & m_query[None, :] & is_seen(b_query_code[None, :], b_code[:, None])
         # [N, M]
         b_score = tl.dot(b_k, tl.trans(b_q), input_precision="ieee") * scale_log2 - b_lse[None, :]
         b_weight = tl.exp2(tl.where(m_visible, b_score, float("-inf")))

@@ -14,9 +14,9 @@ _PURPOSE = tl.constexpr(int(Stream.ATTENTION_DROPOUT) << 24)
 
 
 @triton.jit
-def is_later(b_query_code, b_key_code):
-    """True where a key lies in the query's own causal segment after it (tables.py's codes; broadcast together)."""
-    return (b_key_code > b_query_code) & ((b_key_code ^ b_query_code) < _SAME_MODALITY)
+def is_seen(b_query_code, b_key_code):
+    """False where a key lies in the query's own causal segment after it (tables.py's codes; broadcast together)."""
+    return (b_key_code <= b_query_code) | ((b_key_code ^ b_query_code) >= _SAME_MODALITY)
 
 
 @triton.jit

@@ -6,7 +6,7 @@ Letters: M rows of the tile, N key rows of a step, D head dim. Log-sum-exp and s
 import triton
 import triton.language as tl
 
-from m5ds.kernels.cross_modal_attention.triton_common import is_later, kept_weights
+from m5ds.kernels.cross_modal_attention.triton_common import is_seen, kept_weights
 
 
 @triton.jit(do_not_specialize=["seed", "layer", "threshold"])
@@ -40,7 +40,6 @@ def attention_fwd_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    CAUSAL: tl.constexpr,
     DROPOUT: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -61,8 +60,7 @@ def attention_fwd_kernel(
     b_q = tl.load(p_q + b_row[:, None] * stride_qt + i_head * stride_qh + o_dim[None, :], mask=m_q, other=0.0)
     if UPCAST:
         b_q = b_q.to(tl.float32)
-    if CAUSAL:
-        b_code = tl.load(p_code + b_row, mask=m_own, other=0)
+    b_code = tl.load(p_code + b_row, mask=m_own, other=0)
     if DROPOUT:
         b_offset = tl.load(p_offset + b_row, mask=m_own, other=0).to(tl.int64)
         b_product = tl.load(p_product + i_product)
@@ -84,10 +82,8 @@ def attention_fwd_kernel(
             b_v = b_v.to(tl.float32)
         # [M, N]
         b_score = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * scale_log2
-        m_visible = m_key[None, :] & m_own[:, None]
-        if CAUSAL:
-            b_key_code = tl.load(p_code + b_key_row, mask=m_key, other=0)
-            m_visible = m_visible & (is_later(b_code[:, None], b_key_code[None, :]) == 0)
+        b_key_code = tl.load(p_code + b_key_row, mask=m_key, other=0)
+        m_visible = m_key[None, :] & m_own[:, None] & is_seen(b_code[:, None], b_key_code[None, :])
         b_score = tl.where(m_visible, b_score, float("-inf"))
         b_new_max = tl.maximum(b_max, tl.max(b_score, 1))
         # a row that has seen no key yet pivots at 0, so that no -inf is subtracted from -inf

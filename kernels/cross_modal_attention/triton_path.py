@@ -19,7 +19,7 @@ from m5ds.kernels.philox import threshold
 from m5ds.kernels.tiles import architecture, attention_tile, padded_head_dim
 
 LAUNCHED: set[tuple] = set()
-"""(kernel, architecture, head dim, dtype, tile size, causal, dropout) of every launch of this process, for tests."""
+"""(kernel, architecture, head dim, dtype, tile size, dropout) of every launch of this process, for tests."""
 
 
 def cross_modal_attention_triton(
@@ -34,7 +34,6 @@ def cross_modal_attention_triton(
 ) -> Tensor:
     """Same contract as `cross_modal_attention_reference`; head dims of `tiles.HEAD_DIMS`, bf16, fp16 and fp32."""
     tables = _tables(layout, spec, q_THD)
-    causal = any(spec.is_causal(m) for m in range(spec.num_modalities))
     out_THD, _ = attention_forward(
         _unit_stride(q_THD),
         _unit_stride(k_THD),
@@ -43,7 +42,6 @@ def cross_modal_attention_triton(
         layout.product_B,
         layout.draw_B,
         tables.size,
-        causal,
         scale,
         dropout.probability,
         dropout.seed,
@@ -77,7 +75,6 @@ def attention_forward(
     product_B: Tensor,
     draw_B: Tensor,
     size: str,
-    causal: bool,
     scale: float,
     dropout: float,
     seed: int,
@@ -93,14 +90,14 @@ def attention_forward(
         (q_THD, k_THD, v_THD, out_THD, lse_HT),
         (q_THD, k_THD, v_THD),
         (Side(*tables[0:3]), *tables[9:11], product_B, draw_B),
-        (size, causal, dropout, seed, layer),
+        (size, dropout, seed, layer),
         (scale * math.log2(math.e),),
     )
     return out_THD, lse_HT
 
 
 @attention_forward.register_fake
-def _(q_THD, k_THD, v_THD, tables, product_B, draw_B, size, causal, scale, dropout, seed, layer):
+def _(q_THD, k_THD, v_THD, tables, product_B, draw_B, size, scale, dropout, seed, layer):
     out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
     return out_THD, q_THD.new_empty(q_THD.shape[1], q_THD.shape[0], dtype=torch.float32)
 
@@ -117,7 +114,6 @@ def attention_backward(
     product_B: Tensor,
     draw_B: Tensor,
     size: str,
-    causal: bool,
     scale: float,
     dropout: float,
     seed: int,
@@ -128,7 +124,7 @@ def attention_backward(
     delta_HT = torch.empty_like(lse_HT)
     grad_THD = grad_THD.contiguous()
     rest = (*tables[9:11], product_B, draw_B)
-    options = (size, causal, dropout, seed, layer)
+    options = (size, dropout, seed, layer)
     scales = (scale * math.log2(math.e), scale)
     qkv = (q_THD, k_THD, v_THD)
     _launch(
@@ -176,7 +172,7 @@ attention_forward.register_autograd(_backward, setup_context=_setup_context)
 def _launch(kernel: str, function, tensors, qkv, lists, options, scales) -> None:
     """One grid of tiles x heads; nothing to launch without rows."""
     side, code_T, offset_T, product_B, draw_B = lists
-    size, causal, dropout, seed, layer = options
+    size, dropout, seed, layer = options
     num_rows, num_heads, head_dim = qkv[0].shape
     num_tiles = side.tiles_N5.shape[0]
     if num_tiles == 0 or num_heads == 0:
@@ -184,7 +180,7 @@ def _launch(kernel: str, function, tensors, qkv, lists, options, scales) -> None
     dtype, device = qkv[0].dtype, qkv[0].device
     arch = architecture(device)
     tile = attention_tile(kernel, arch, head_dim, dtype.itemsize, size)
-    LAUNCHED.add((kernel, arch, head_dim, dtype, size, causal, dropout > 0.0))
+    LAUNCHED.add((kernel, arch, head_dim, dtype, size, dropout > 0.0))
     # the interpreter's bf16 arithmetic is garbage (FINDINGS.md), so it computes in fp32
     upcast = interpreting() and dtype == torch.bfloat16
     function[(num_tiles * num_heads,)](
@@ -208,7 +204,6 @@ def _launch(kernel: str, function, tensors, qkv, lists, options, scales) -> None
         BLOCK_D=padded_head_dim(head_dim),
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
-        CAUSAL=causal,
         DROPOUT=dropout > 0.0,
         UPCAST=upcast,
         num_warps=tile.num_warps,
