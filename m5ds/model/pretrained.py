@@ -1,0 +1,163 @@
+"""Start a token modality from a local Hugging Face BERT: its embeddings and its first layers (PAPER 1.1).
+
+Rank 0 reads the files and the others receive, whole or as ZeRO-3 shards, so only its node needs the directory. Any
+key that is missing or has another shape is an error that lists all of them, raised on every rank before a weight
+changes.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import Tensor
+
+from m5ds.model import fusion
+from m5ds.model.initialization import gathered, is_partitioned
+from m5ds.model.m5mmt import M5ForPretraining
+
+_EMBEDDINGS = {
+    "token": "embeddings.word_embeddings.weight",
+    "position": "embeddings.position_embeddings.weight",
+    "modality": "embeddings.token_type_embeddings.weight",
+    "norm_weight": "embeddings.LayerNorm.weight",
+    "norm_bias": "embeddings.LayerNorm.bias",
+}
+_LAYER = {
+    "output.{name}.out": "attention.output.dense",
+    "output.{name}.norm": "attention.output.LayerNorm",
+    "ffn.{name}.fc1": "intermediate.dense",
+    "ffn.{name}.fc2": "output.dense",
+    "ffn.{name}.norm": "output.LayerNorm",
+}
+
+
+def load_initial_weights(model: M5ForPretraining) -> list[str]:
+    """Fill every modality whose configuration names a BERT directory in `init_from`. Collective.
+
+    Returns the names of the parameters that were filled. Raises ValueError on all ranks for a directory that cannot be
+    read, a BERT of other sizes, or keys that are missing or have another shape.
+    """
+    filled: list[str] = []
+    for name, settings in model.spec.modalities.items():
+        if settings.init_from is not None:
+            filled += _load(model, name, Path(settings.init_from))
+    return filled
+
+
+def _load(model: M5ForPretraining, name: str, directory: Path) -> list[str]:
+    values: dict[str, Tensor] = {}
+    message: str | None = None
+    if _rank() == 0:
+        try:
+            values = bert_values(model, name, directory)
+        except (ValueError, OSError) as error:
+            message = str(error)
+    # Names travel with the error, so that every rank gathers the same parameters in the same order.
+    told = [message, list(values)]
+    if dist.is_initialized():
+        dist.broadcast_object_list(told)
+    if told[0] is not None:
+        raise ValueError(told[0])
+    parameters = dict(model.named_parameters())
+    for key in told[1]:
+        parameter = parameters[key]
+        with torch.no_grad(), gathered([parameter], writes=True):
+            if key in values:
+                parameter.copy_(values[key])
+            if dist.is_initialized() and not is_partitioned(parameter):
+                dist.broadcast(parameter, 0)
+    return told[1]
+
+
+def bert_values(model: M5ForPretraining, name: str, directory: Path) -> dict[str, Tensor]:
+    """What each parameter of the modality takes from the BERT, by parameter name. ValueError as
+    `load_initial_weights`.
+    """
+    _check_sizes(model, name, directory)
+    state = _state(directory)
+    layers = fusion.layers(model.spec)[: model.num_unimodal]
+    wanted = {f"embeddings.{name}_{what}": [key] for what, key in _EMBEDDINGS.items()}
+    for number, layer in enumerate(layers):
+        source = f"encoder.layer.{number}"
+        for kind in ("weight", "bias"):
+            projections = [f"{source}.attention.self.{which}.{kind}" for which in ("query", "key", "value")]
+            wanted[f"blocks.{layer.name}.attention.{name}.qkv.{kind}"] = projections
+            for target, key in _LAYER.items():
+                wanted[f"blocks.{layer.name}.{target.format(name=name)}.{kind}"] = [f"{source}.{key}.{kind}"]
+    shapes = {
+        key: tuple(getattr(value, "ds_shape", value.shape)) for key, value in model.named_parameters() if key in wanted
+    }
+    values, problems = {}, []
+    for target, keys in wanted.items():
+        if missing := [key for key in keys if key not in state]:
+            problems.append(f"missing {', '.join(missing)}")
+            continue
+        value = torch.cat([state[key] for key in keys])
+        if target.endswith("_position"):
+            value = value[: shapes[target][0]]
+        if target.endswith("_modality"):
+            value = value[0]
+        if tuple(value.shape) != shapes[target]:
+            problems.append(f"{' + '.join(keys)} is {list(value.shape)}, {target} needs {list(shapes[target])}")
+        values[target] = value
+    if problems:
+        raise ValueError(f"{directory}: does not fit model.modalities.{name}: {'; '.join(problems)}")
+    return values
+
+
+def _check_sizes(model: M5ForPretraining, name: str, directory: Path) -> None:
+    """The BERT's configuration against the layers that it is to fill."""
+    try:
+        bert = json.loads((directory / "config.json").read_text())
+    except OSError as error:
+        raise ValueError(
+            f"model.modalities.{name}.init_from: {directory}/config.json cannot be read: {error.strerror}; name a local"
+            " Hugging Face BERT directory"
+        ) from error
+    spec = model.spec
+    if model.embeddings.token_table(name) is None:
+        raise ValueError(f"model.modalities.{name}.init_from: only modalities of tokens can start from a BERT")
+    m = model.names.index(name)
+    problems = []
+    if bert.get("hidden_size") != spec.hidden_size:
+        problems.append(f"hidden_size is {bert.get('hidden_size')}, model.hidden_size {spec.hidden_size}")
+    if bert.get("vocab_size") != model.config.vocab_size:
+        problems.append(f"vocab_size is {bert.get('vocab_size')}, the tokenizer's {model.config.vocab_size}")
+    layers = fusion.layers(spec)[: model.num_unimodal]
+    if len(layers) > bert.get("num_hidden_layers", 0):
+        problems.append(f"it has {bert.get('num_hidden_layers')} layers, the model {len(layers)} unimodal ones")
+    for layer in layers:
+        where = f"model block {layer.name}"
+        if layer.pre_norm:
+            problems.append(f"{where} has norm: pre, BERT is post")
+        if layer.activation != bert.get("hidden_act"):
+            problems.append(f"{where} has activation {layer.activation}, BERT {bert.get('hidden_act')}")
+        if layer.num_heads != bert.get("num_attention_heads"):
+            problems.append(f"{where} has {layer.num_heads} heads, BERT {bert.get('num_attention_heads')}")
+        if layer.ffn_dim != bert.get("intermediate_size"):
+            problems.append(f"{where} has ffn_dim {layer.ffn_dim}, BERT {bert.get('intermediate_size')}")
+        if layer.shared_attention or layer.shared_ffn or not layer.updates[m]:
+            problems.append(f"{where} must update {name} with per_modality weights")
+    if problems:
+        raise ValueError(f"{directory}: does not fit model.modalities.{name}: {'; '.join(dict.fromkeys(problems))}")
+
+
+def _state(directory: Path) -> dict[str, Tensor]:
+    """The BERT's tensors by the names of a bare `BertModel`, old TensorFlow-style norm names included."""
+    if (directory / "model.safetensors").is_file():
+        state = load_file(directory / "model.safetensors")
+    elif (directory / "pytorch_model.bin").is_file():
+        state = torch.load(directory / "pytorch_model.bin", map_location="cpu", weights_only=True)
+    else:
+        raise ValueError(f"{directory}: has neither model.safetensors nor pytorch_model.bin")
+    renamed = {}
+    for key, value in state.items():
+        key = key.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
+        renamed[key.replace("LayerNorm.beta", "LayerNorm.bias")] = value
+    return renamed
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
