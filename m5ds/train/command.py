@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import m5ds.config as configuration
 from m5ds.cli import EXIT_INTERRUPTED, EXIT_USER_ERROR, one_line
@@ -18,10 +18,16 @@ GRACE_SECONDS = 4.0
 """How long other ranks leave it to rank 0 to report an error that all of them meet."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong as every other bad input does, once and not on every rank."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"command line: {message}; --help lists the flags")
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="deepspeed m5ds/pretrain.py", description="Pretrain on shards under DeepSpeed."
-    )
+    """Flags and overrides in any order. ConfigError for an unknown flag."""
+    parser = _Parser(prog="deepspeed m5ds/pretrain.py", description="Pretrain on shards under DeepSpeed.")
     parser.add_argument(
         "--config", default="configs/run/quickstart.yaml", help="the run YAML (default: the quickstart)"
     )
@@ -36,18 +42,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--traceback", action="store_true", help="show where an error in the input was noticed")
     parser.add_argument("--local_rank", type=int, default=0, help="set by the launcher")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the run YAML")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def main() -> int:
     """Run and return the exit code. Errors in the input are one line on rank 0's stderr."""
-    arguments = parse()
+    show_traceback = "--traceback" in sys.argv
     try:
-        return _run(arguments)
+        return _run(parse())
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except (ValueError, OSError) as error:
-        if arguments.traceback:
+        if show_traceback:
             raise
         return _report(f"error: {one_line(error)}", EXIT_USER_ERROR)
     except RuntimeError as error:
