@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +19,7 @@ GRACE_SECONDS = 4.0
 """How long other ranks leave it to rank 0 to report an error that all of them meet."""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Says what is wrong as every other bad input does, once and not on every rank."""
 
     def error(self, message: str) -> NoReturn:
@@ -27,7 +28,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Flags and overrides in any order. ConfigError for an unknown flag."""
-    parser = _Parser(prog="deepspeed m5ds/pretrain.py", description="Pretrain on shards under DeepSpeed.")
+    parser = Parser(prog="deepspeed m5ds/pretrain.py", description="Pretrain on shards under DeepSpeed.")
     parser.add_argument(
         "--config", default="configs/run/quickstart.yaml", help="the run YAML (default: the quickstart)"
     )
@@ -47,9 +48,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     """Run and return the exit code. Errors in the input are one line on rank 0's stderr."""
+    return guarded(lambda: _run(parse()))
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """The exit code of `run`, which parses its arguments too; every program under the launcher reports this way."""
     show_traceback = "--traceback" in sys.argv
     try:
-        return _run(parse())
+        return run()
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except (ValueError, OSError) as error:
