@@ -22,7 +22,8 @@ def test_no_file_exceeds_500_lines():
 
 def test_no_module_shadows_a_top_level_module(monkeypatch):
     """`deepspeed m5ds/pretrain.py` puts m5ds/ first on sys.path, so `m5ds/types.py` would replace the real one."""
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT / "m5ds"])
+    outside = [entry for entry in sys.path if ".venv" in entry or not Path(entry or ".").resolve().is_relative_to(ROOT)]
+    monkeypatch.setattr(sys, "path", outside)
     names = {path.stem if path.suffix == ".py" else path.name for path in (ROOT / "m5ds").iterdir()}
     names -= {"__init__", "__pycache__"}
     shadowed = [name for name in names if name in sys.stdlib_module_names or importlib.util.find_spec(name) is not None]
