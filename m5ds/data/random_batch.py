@@ -71,7 +71,7 @@ def _rows(
         rows["unit_N"][0] = -1
     if isinstance(spec, TablePairs):
         # Pairs of a one-token key and a value of two tokens.
-        rows["unit_N"] = torch.arange(length) // 3 if settings.mask_unit != "token" else torch.arange(length)
+        rows["unit_N"] = torch.arange(length) // 3
         rows["part_N"] = (torch.arange(length) % 3 > 0).long()
     if isinstance(spec, RegionFeatures):
         rows["geometry_N5"] = torch.rand(length, 5, generator=generator)

@@ -15,7 +15,7 @@ from m5ds.inputs import RegionFeatures, TablePairs
 from m5ds.kernels.embed_modalities import EmbedInput, embed_modalities
 from m5ds.kernels.layout import PackedLayout
 from m5ds.model.configuration import M5Config
-from m5ds.model.masking import mask_spec, maskable_units
+from m5ds.model.masking import mask_spec, mask_units
 
 
 class Embedder(nn.Module):
@@ -114,6 +114,7 @@ class Embeddings(nn.Module):
         self.names = spec.modality_names
         self.eps = spec.layer_norm_eps
         self.special_ids = config.special_ids
+        self.settings = spec.modalities
         self.embedders = nn.ModuleDict()
         self.mask_specs = {}
         for name in self.names:
@@ -158,7 +159,7 @@ class Embeddings(nn.Module):
         return EmbedInput(
             modality=modality.names().index(name),
             position_N=embedder.positions(rows),
-            unit_N=maskable_units(rows, self.special_ids) if masked else rows.unit_N,
+            unit_N=mask_units(rows, self.settings[name], self.special_ids) if masked else rows.unit_N,
             part_N=rows.part_N,
             position_table_PD=getattr(self, f"{name}_position"),
             modality_D=getattr(self, f"{name}_modality"),

@@ -10,6 +10,7 @@ from torch import Tensor
 from m5ds import modality
 from m5ds.config import ModalityConfig
 from m5ds.data.batch import Batch, ModalityRows
+from m5ds.data.rows import time_step
 from m5ds.kernels import philox
 from m5ds.kernels.embed_modalities import MaskSpec, draw_mask
 from m5ds.model.configuration import M5Config
@@ -20,10 +21,28 @@ PRODUCTS = "products"
 """
 
 
+_UNITS = {
+    "text_tokens": ("token",),
+    "table_pairs": ("pair", "token", "key_or_value"),
+    "image_patches": ("row",),
+    "region_features": ("row",),
+    "video_tubes": ("row", "frame"),
+    "audio_patches": ("row", "frame"),
+    "feature_rows": ("row", "frame"),
+}
+
+
 def mask_spec(name: str, settings: ModalityConfig, config: M5Config) -> MaskSpec | None:
-    """How the embedding masks this modality; None where nothing is ever masked."""
+    """How the embedding masks this modality; None where nothing is ever masked. ValueError for a unit it does not
+    have.
+    """
     if settings.mask_ratio == 0.0:
         return None
+    if settings.mask_unit not in _UNITS[settings.input.kind]:
+        raise ValueError(
+            f"model.modalities.{name}.mask_unit {settings.mask_unit!r} does not go with {settings.input.kind};"
+            f" use {' or '.join(_UNITS[settings.input.kind])}"
+        )
     is_text = modality.get(name).source == "text"
     return MaskSpec(
         threshold=philox.threshold(settings.mask_ratio),
@@ -35,12 +54,20 @@ def mask_spec(name: str, settings: ModalityConfig, config: M5Config) -> MaskSpec
     )
 
 
-def maskable_units(rows: ModalityRows, special_ids: list[int] | None) -> Tensor:
-    """int64 [N]: the rows' units, -1 for special tokens whatever the data layer said."""
+def mask_units(rows: ModalityRows, settings: ModalityConfig, special_ids: list[int] | None) -> Tensor:
+    """int64 [N]: what is masked together, by `mask_unit`; -1 where the data layer says so and for special tokens.
+
+    The data layer numbers rows (tokens, patches, tubes) and table pairs; frames and single table tokens are made here.
+    """
+    unit_N = rows.unit_N
+    if settings.mask_unit == "frame":
+        unit_N = torch.where(unit_N < 0, unit_N, time_step(rows.position_N, settings.input))
+    elif settings.mask_unit == "token":
+        unit_N = torch.where(unit_N < 0, unit_N, rows.position_N)
     if rows.token_N is None or not special_ids:
-        return rows.unit_N
+        return unit_N
     special = torch.tensor(special_ids, device=rows.token_N.device)
-    return rows.unit_N.masked_fill(torch.isin(rows.token_N, special), -1)
+    return unit_N.masked_fill(torch.isin(rows.token_N, special), -1)
 
 
 def draw_masks(batch: Batch, config: M5Config, seed: int, special_ids: list[int] | None = None) -> dict[str, Tensor]:
@@ -56,7 +83,7 @@ def draw_masks(batch: Batch, config: M5Config, seed: int, special_ids: list[int]
         product_N = batch.product_B.repeat_interleave(rows.length_B).to(device)
         draw_N = batch.draw_B.repeat_interleave(rows.length_B).to(device)
         masks[name] = draw_mask(
-            maskable_units(rows, special_ids),
+            mask_units(rows, settings[name], special_ids),
             rows.part_N,
             product_N,
             draw_N,

@@ -177,6 +177,29 @@ def test_counts_are_what_the_model_masks(tmp_path):
         assert counts[modality.get(name).task] == int(masks[name].sum()) > 0
 
 
+def test_frames_are_masked_whole_and_single_table_tokens_alone(tmp_path):
+    def masked(name, unit):
+        spec = tiny_spec(tmp_path, f"modalities.{name}.mask_unit={unit}")
+        batch = batch_of(spec, FULL, full=True)
+        masked_N = draw_masks(batch, build(spec).config, 7)[name]
+        return masked_N.view(len(FULL), -1), batch.modalities[name]
+
+    # Two layers of 2 x 2 tubes; audio in columns of two patches; table pairs of a key and two value tokens.
+    for name, width in (("video", 4), ("audio", 2)):
+        frames, _ = masked(name, "frame")
+        steps = frames.view(len(FULL), -1, width)
+        assert steps.any() and not steps.all() and torch.equal(steps.any(2), steps.all(2))
+        rows, _ = masked(name, "row")
+        assert not torch.equal(rows.view_as(steps).any(2), rows.view_as(steps).all(2))
+    pairs = masked("table", "pair")[0].view(len(FULL), -1, 3)
+    assert pairs.any() and torch.equal(pairs.any(2), pairs.all(2))
+    tokens = masked("table", "token")[0].view(len(FULL), -1, 3)
+    assert not torch.equal(tokens.any(2), tokens.all(2))
+    halves = masked("table", "key_or_value")[0].view(len(FULL), -1, 3)
+    assert not halves.all(2).any() and torch.equal(halves[:, :, 1], halves[:, :, 2])
+    assert halves[:, :, 0].any() and halves[:, :, 1].any()
+
+
 def test_special_tokens_are_never_masked_whatever_the_units_say(tmp_path):
     spec = tiny_spec(tmp_path, "modalities.text.mask_ratio=1.0")
     model = build(spec)
@@ -232,6 +255,7 @@ def test_a_sixth_modality_takes_a_table_row_an_embedder_a_head_and_a_yaml(tmp_pa
         ("modalities.image.embedder=tokens", "takes tokens, input kind is image_patches"),
         ("modalities.image.head=vocabulary", "use head: regression"),
         ("modalities.text.head=regression", "use head: vocabulary"),
+        ("modalities.image.mask_unit=frame", "does not go with image_patches; use row"),
         ("blocks.cross.visibility=everything", "visibility 'everything' is unknown"),
         ("contrastive.pairs=[[image, smell]]", "pairs names 'smell'"),
     ],
