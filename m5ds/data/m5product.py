@@ -31,8 +31,9 @@ def read_m5product(path: Path, root: Path) -> Iterator[tuple[str, dict[str, Any]
 
     An item whose URL is given but whose file is not there lists the file that is missing.
     """
+    lookup = _Lookup(root)
     for where, item_id, item in _items(path):
-        yield where, _record(f"{where}: item {item_id!r}", item_id, item, root)
+        yield where, _record(f"{where}: item {item_id!r}", item_id, item, lookup)
 
 
 def _items(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -52,7 +53,7 @@ def _items(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
         text.expect("}")
 
 
-def _record(here: str, item_id: str, item: dict[str, Any], root: Path) -> dict[str, Any]:
+def _record(here: str, item_id: str, item: dict[str, Any], lookup: "_Lookup") -> dict[str, Any]:
     """Pieces of `pv` without a key or a value are dropped: merchants leave many."""
     if "/" in item_id or "\\" in item_id or item_id.startswith("."):
         raise CatalogueError(f"{here}: an item id names files, so it must not hold slashes or start with a dot")
@@ -71,9 +72,9 @@ def _record(here: str, item_id: str, item: dict[str, Any], root: Path) -> dict[s
     for row in modality.table():
         if row.source in ("text", "table"):
             continue
-        features = _first_file(root, f"features/{row.name}/{item_id}", FEATURE_SUFFIXES)
+        features = lookup.find(f"features/{row.name}", item_id, FEATURE_SUFFIXES)
         suffixes = _SUFFIXES.get(row.source, FEATURE_SUFFIXES)
-        raw = _first_file(root, f"{row.catalogue_field}/{item_id}", suffixes)
+        raw = lookup.find(row.catalogue_field, item_id, suffixes)
         if features is not None:
             record["features"][row.name] = features
         elif raw is not None:
@@ -83,8 +84,23 @@ def _record(here: str, item_id: str, item: dict[str, Any], root: Path) -> dict[s
     return record
 
 
-def _first_file(root: Path, stem: str, suffixes: tuple[str, ...]) -> str | None:
-    return next((stem + suffix for suffix in suffixes if (root / (stem + suffix)).is_file()), None)
+class _Lookup:
+    """Files by item id. A folder is listed once for its suffixes: trying all of them for each of millions is slow."""
+
+    def __init__(self, root: Path):
+        self._root = root
+        self._suffixes: dict[str, frozenset[str]] = {}
+
+    def find(self, folder: str, item_id: str, suffixes: tuple[str, ...]) -> str | None:
+        """The first `<folder>/<item_id><suffix>` that is a file, relative to the root."""
+        if folder not in self._suffixes:
+            path = self._root / folder
+            names = path.iterdir() if path.is_dir() else ()
+            self._suffixes[folder] = frozenset(name.suffix for name in names)
+        for suffix in suffixes:
+            if suffix in self._suffixes[folder] and (self._root / f"{folder}/{item_id}{suffix}").is_file():
+                return f"{folder}/{item_id}{suffix}"
+        return None
 
 
 class _Text:
