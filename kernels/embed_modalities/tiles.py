@@ -6,22 +6,26 @@ WIDTHS = (128, 256, 512, 1024, 2048)
 """Columns of a tile, which holds whole rows: the model's width rounded up to an entry."""
 FORWARD_ROWS, BACKWARD_ROWS = 32, 64
 """Rows of one program, so that the vectors it reads or sums once (norm, modality, part) are few against its rows."""
-TABLE_ROWS, TABLE_COLUMNS = 16, 128
-"""Tile of the embedding tables' gradient: gathered rows of one entry, columns."""
+_ELEMENTS = 1024
+"""Elements of a row kernel's tile, four a thread: with eight, registers allow the backward one block an SM."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Launch configuration of the row kernels: rows in flight, columns."""
+    """Launch configuration of a kernel: rows in flight, columns."""
 
     rows: int
     columns: int
-    num_warps: int
+    num_warps: int = 8
+
+
+TABLE_TILE = Tile(16, 128, 4)
+"""The embedding tables' gradient: gathered rows of one entry, columns."""
 
 
 def tile(width: int) -> Tile:
     """The table's entry for rows of this width; `ValueError` past the table."""
     for columns in WIDTHS:
         if columns >= width:
-            return Tile(max(1, 4096 // columns), columns, 4 if columns < 2048 else 8)
+            return Tile(max(1, _ELEMENTS // columns), columns)
     raise ValueError(f"the Triton embedding kernels take widths up to {WIDTHS[-1]}, got {width}")

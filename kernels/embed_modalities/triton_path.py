@@ -13,11 +13,14 @@ import triton
 from torch import Tensor
 
 from m5ds.kernels.embed_modalities import triton_kernels as kernels
+from m5ds.kernels.embed_modalities.configurations import DTYPES, variant
 from m5ds.kernels.embed_modalities.inputs import EmbedInput
-from m5ds.kernels.embed_modalities.tiles import BACKWARD_ROWS, FORWARD_ROWS, TABLE_COLUMNS, TABLE_ROWS, tile
+from m5ds.kernels.embed_modalities.tiles import BACKWARD_ROWS, FORWARD_ROWS, TABLE_TILE, tile
 from m5ds.kernels.layout import PackedLayout
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+LAUNCHED: set[tuple[str, str]] = set()
+"""(kernel, variant) of every launch of this process, for tests."""
+
 _NUM_FLOATS, _NUM_INDICES, _NUM_SPECS = 9, 4, 13
 
 
@@ -172,6 +175,7 @@ def embed_forward(
         if slab.rows == 0:
             continue
         entry = tile(slab.width)
+        LAUNCHED.add(("fwd", variant(DTYPES[x_TD.dtype], entry.columns, bool(slab.tokens))))
         kernels.embed_fwd_kernel[(triton.cdiv(slab.rows, FORWARD_ROWS),)](
             *slab.floats(),
             slab.token_N,
@@ -205,10 +209,11 @@ def embed_forward(
             slab.width,
             eps,
             ROWS=entry.rows,
-            PROGRAM_ROWS=max(FORWARD_ROWS, entry.rows),
+            PROGRAM_ROWS=FORWARD_ROWS,
             COLUMNS=entry.columns,
             TOKENS=bool(slab.tokens),
             num_warps=entry.num_warps,
+            num_stages=1,
         )
     return x_TD, masked_N, seen_N, mean_T, rstd_T
 
@@ -263,12 +268,12 @@ def embed_backward(
             grads += [torch.zeros_like(value) for value in slab.floats()]
             continue
         entry = tile(slab.width)
+        LAUNCHED.add(("bwd_rows", variant(DTYPES[grad_TD.dtype], entry.columns, bool(slab.tokens))))
         grad_rows_ND = grad_TD.new_empty(slab.content_rows, slab.width)
         # Without a mask and an extra the projection's gradient is every content row's gradient.
         one_buffer = not slab.tokens and not slab.mask_kind and not slab.has_extra
         grad_base_ND = grad_rows_ND if one_buffer or slab.tokens else torch.empty_like(grad_rows_ND)
-        program_rows = max(BACKWARD_ROWS, entry.rows)
-        num_programs = triton.cdiv(slab.rows, program_rows)
+        num_programs = triton.cdiv(slab.rows, BACKWARD_ROWS)
         vectors = mean_T.new_empty(num_programs, kernels.NUM_VECTORS, slab.width)
         kernels.embed_bwd_rows_kernel[(num_programs,)](
             grad_TD,
@@ -296,10 +301,11 @@ def embed_backward(
             1,
             slab.width,
             ROWS=entry.rows,
-            PROGRAM_ROWS=program_rows,
+            PROGRAM_ROWS=BACKWARD_ROWS,
             COLUMNS=entry.columns,
             TOKENS=bool(slab.tokens),
             num_warps=entry.num_warps,
+            num_stages=1,
         )
         if slab.tokens:
             seen_n = seen_N[slab.content_start : slab.content_start + slab.content_rows]
@@ -343,7 +349,8 @@ def _table_gradient(grad_rows_ND: Tensor, index_N: Tensor, table: Tensor) -> Ten
         is_first = torch.ones_like(first, dtype=torch.bool)
         is_first[1:] = sorted_N[1:] != sorted_N[:-1]
         last = torch.where(is_first, torch.searchsorted(sorted_N, sorted_N, right=True), first)
-    kernels.embed_bwd_table_kernel[(entry.numel(), triton.cdiv(width, TABLE_COLUMNS))](
+    LAUNCHED.add(("bwd_table", variant(DTYPES[table.dtype], TABLE_TILE.columns, False)))
+    kernels.embed_bwd_table_kernel[(entry.numel(), triton.cdiv(width, TABLE_TILE.columns))](
         grad_rows_ND,
         order_N,
         first,
@@ -351,9 +358,10 @@ def _table_gradient(grad_rows_ND: Tensor, index_N: Tensor, table: Tensor) -> Ten
         entry,
         grad_table,
         width,
-        ROWS=TABLE_ROWS,
-        COLUMNS=TABLE_COLUMNS,
-        num_warps=4,
+        ROWS=TABLE_TILE.rows,
+        COLUMNS=TABLE_TILE.columns,
+        num_warps=TABLE_TILE.num_warps,
+        num_stages=1,
     )
     return grad_table
 
@@ -383,8 +391,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, grad_TD: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
-    floats = list(ctx.saved_tensors[: ctx.num_floats])
-    indices, rest = list(ctx.saved_tensors[ctx.num_floats : -7]), ctx.saved_tensors[-7:]
+    # Read once: activation checkpointing computes them again when they are asked for, and only once.
+    saved = ctx.saved_tensors
+    floats, indices, rest = list(saved[: ctx.num_floats]), list(saved[ctx.num_floats : -7]), saved[-7:]
     grads = embed_backward(grad_TD, floats, indices, ctx.specs, *rest)
     return grads, [None] * len(indices), *(None,) * 8
 

@@ -31,10 +31,8 @@ def tile(kernel: str, itemsize: int, block_d: int) -> Tile:
 
 def _entry(kernel: str, itemsize: int, block_d: int) -> Tile:
     if itemsize == 4:
-        return Tile(32, 32, 32, block_d, 4 if block_d < 256 else 8, 1)
-    if kernel == "fwd":
-        return Tile(64, 64, 64, block_d, 4, 2)
-    return Tile(64, 64, 64, block_d, 4 if block_d == 64 else 8, 2)
+        return Tile(32, 32, 32, block_d, 4 if block_d == 64 else 8, 1)
+    return Tile(64, 64, 64, block_d, 4 if kernel == "fwd" else 8, 2)
 
 
 _TABLE = {

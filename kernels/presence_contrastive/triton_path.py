@@ -13,9 +13,11 @@ from torch import Tensor
 
 from m5ds.kernels.dispatch import interpreting
 from m5ds.kernels.presence_contrastive import triton_kernels as kernels
+from m5ds.kernels.presence_contrastive.configurations import DTYPES, variant
 from m5ds.kernels.presence_contrastive.tiles import column_block, tile
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+LAUNCHED: set[tuple[str, str]] = set()
+"""(kernel, variant) of every launch of this process, for tests."""
 
 
 def query_losses_triton(
@@ -54,6 +56,7 @@ def contrastive_forward(
     query_modality_E, key_modality_E = _directed(tuple(pairs), features_BMD.device)
     key_order_PC, key_count_P = _order(keys_present_CM, pairs)
     entry = tile("fwd", features_BMD.element_size(), column_block(width))
+    LAUNCHED.add(("fwd", variant("fwd", features_BMD.dtype, column_block(width))))
     kernels.contrastive_fwd_kernel[(triton.cdiv(num_queries, entry.block_b), len(pairs))](
         features_BMD.contiguous(),
         keys_CMD.contiguous(),
@@ -128,6 +131,7 @@ def contrastive_backward(
         ("bwd_keys", keys_present_CM, num_keys, query_order_PB, query_count_P, kernels.contrastive_bwd_keys_kernel),
     ):
         entry = tile(kernel, features_BMD.element_size(), block_d)
+        LAUNCHED.add((kernel, variant(kernel, features_BMD.dtype, block_d)))
         of_features = kernel == "bwd_features"
         owned = entry.block_b if of_features else entry.block_c
         own = (grad_P2B, coefficient_P2B, limit, grad_features, grad_factor_P2B)
