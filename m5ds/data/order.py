@@ -5,6 +5,7 @@ nearly sequential and the memory needed grows with the number of chunks only. No
 at once, and the state of a loader is one integer. Random numbers are Philox words keyed by (seed, epoch), sorted.
 """
 
+import heapq
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -153,9 +154,10 @@ def deal(costs: Sequence[float], num_slots: int) -> list[list[int]]:
         )
     capacity = len(costs) // num_slots
     slots: list[list[int]] = [[] for _ in range(num_slots)]
-    loads = [0.0] * num_slots
+    with_room = [(0.0, slot) for slot in range(num_slots)]
     for product in sorted(range(len(costs)), key=lambda product: (-costs[product], product)):
-        slot = min((slot for slot in range(num_slots) if len(slots[slot]) < capacity), key=lambda slot: loads[slot])
+        load, slot = heapq.heappop(with_room)
         slots[slot].append(product)
-        loads[slot] += costs[product]
+        if len(slots[slot]) < capacity:
+            heapq.heappush(with_room, (load + costs[product], slot))
     return [sorted(slot) for slot in slots]

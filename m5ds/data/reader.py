@@ -9,6 +9,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -18,10 +19,11 @@ import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from m5ds.data import manifest as manifests
-from m5ds.data.manifest import CorruptShardError
+from m5ds.data.manifest import CorruptShardError, ShardEntry
 
 _RETRIES = 3
 _FIRST_PAUSE_SECONDS = 0.2
+_VERIFYING_THREADS = 16
 _OPEN_FILES = 64
 _LOADED_INDICES = 64
 Value = TypeVar("Value")
@@ -83,11 +85,15 @@ class ShardReader:
         self.split = split
         self.manifest = manifests.read_manifest(self.directory)
         self.shards = self.manifest.split(split).shards
-        for shard in self.shards:
-            _retried(lambda shard=shard: manifests.verify_shard(self.directory, shard, full=verify == "full"))
+        with ThreadPoolExecutor(_VERIFYING_THREADS) as pool:
+            # Thousands of shards behind a URL would take minutes one after another.
+            list(pool.map(lambda shard: self._verify(shard, full=verify == "full"), self.shards))
         self._lock = threading.Lock()
         self._indices: OrderedDict[int, ShardIndex] = OrderedDict()
         self._files: OrderedDict[int, _RangedFile] = OrderedDict()
+
+    def _verify(self, shard: ShardEntry, full: bool) -> None:
+        _retried(lambda: manifests.verify_shard(self.directory, shard, full=full))
 
     @property
     def shard_sizes(self) -> list[int]:
