@@ -122,9 +122,9 @@ def _run(arguments: argparse.Namespace) -> int:
             stop_signal = train(job, monitor, stop)
         job.sources.close()
         if stop_signal:
-            text = summary.stopped(job, signal.Signals(stop_signal).name, arguments.config, arguments.ds_config)
+            text = summary.stopped(job, signal.Signals(stop_signal).name, arguments)
         else:
-            text = summary.closing(job, monitor, time.perf_counter() - started, arguments.config, arguments.ds_config)
+            text = summary.closing(job, monitor, time.perf_counter() - started, arguments)
         if monitor.enabled:
             print(text, flush=True)
         runtime.end_process_group()
@@ -155,7 +155,7 @@ def prepare(
     shards = sources.shard_directory(config)
     saved = found.root / found.tag / run_directory.TOKENIZER if found else None
     wanted = config.data.tokenizer.vocab_size if "data.tokenizer.vocab_size" in given else None
-    tokenizer = sources.run_tokenizer(config, shards, directory / run_directory.TOKENIZER, saved, wanted)
+    tokenizer = sources.run_tokenizer(config, shards, saved, wanted)
     opened = sources.open_sources(config, shards, tokenizer)
 
     train = config.train
@@ -178,6 +178,7 @@ def prepare(
     with distributed.stop_together():
         if distributed.rank() == 0:
             run_directory.write_description(directory, config, resolved, facts)
+            tokenizer.save(directory / run_directory.TOKENIZER)
 
     model = engine.build_model(config, tokenizer, resolved)
     deepspeed_engine = engine.initialize(model, config, resolved, total_steps)

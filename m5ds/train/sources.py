@@ -50,33 +50,37 @@ def shard_directory(config: RunConfig) -> str:
         return str(prepare_quickstart(config.data, DATA) / SHARDS)
 
 
-def run_tokenizer(
-    config: RunConfig, shards: str, directory: Path, saved: Path | None, wanted_size: int | None
-) -> Tokenizer:
-    """The tokenizer that the run owns, also written to `directory`. Collective.
+def run_tokenizer(config: RunConfig, shards: str, saved: Path | None, wanted_size: int | None) -> Tokenizer:
+    """The tokenizer that the run owns: made by rank 0, the same on every rank. Collective.
 
     `saved` is the checkpoint's when the run resumes: it is used, and one that the configuration names must have its
     size. `wanted_size` is data.tokenizer.vocab_size where the configuration says it. Otherwise the named one is taken,
     or one is trained on the train split. ValueError names the mismatch.
     """
-    settings = config.data.tokenizer
+    tokenizer = None
     with distributed.stop_together():
         if distributed.rank() == 0:
-            if saved is not None:
-                tokenizer = load_tokenizer(saved)
-                if settings.path is not None:
-                    check_vocab(load_tokenizer(settings.path), tokenizer.vocab_size, f"the checkpoint {saved.parent}")
-            elif settings.path is not None:
-                tokenizer = load_tokenizer(settings.path)
-                if wanted_size is not None:
-                    check_vocab(tokenizer, wanted_size, "data.tokenizer.vocab_size")
-            elif config.data.shards == QUICKSTART:
-                tokenizer = load_tokenizer(Path(shards).parent / TOKENIZER)
-            else:
-                tokenizer = _train(shards, settings.vocab_size)
-            tokenizer.save(directory)
-    with distributed.stop_together():
-        return load_tokenizer(directory)
+            tokenizer = _tokenizer(config, shards, saved, wanted_size)
+    return distributed.broadcast_object(tokenizer)
+
+
+def _tokenizer(config: RunConfig, shards: str, saved: Path | None, wanted_size: int | None) -> Tokenizer:
+    settings = config.data.tokenizer
+    if saved is not None:
+        tokenizer = load_tokenizer(saved)
+        if settings.path is not None:
+            check_vocab(load_tokenizer(settings.path), tokenizer.vocab_size, f"the checkpoint {saved.parent}")
+        return tokenizer
+    if settings.path is None:
+        quickstart = Path(shards).parent / TOKENIZER
+        return load_tokenizer(quickstart) if config.data.shards == QUICKSTART else _train(shards, settings.vocab_size)
+    tokenizer = load_tokenizer(settings.path)
+    if wanted_size not in (None, tokenizer.vocab_size):
+        raise ValueError(
+            f"data.tokenizer.path {settings.path} has {tokenizer.vocab_size} tokens but data.tokenizer.vocab_size is"
+            f" {wanted_size}; name the other tokenizer or set data.tokenizer.vocab_size={tokenizer.vocab_size}"
+        )
+    return tokenizer
 
 
 def _train(shards: str, vocab_size: int) -> Tokenizer:

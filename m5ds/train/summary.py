@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from argparse import Namespace
 from typing import Any
 
 from m5ds.train import distributed, runtime
@@ -27,7 +28,7 @@ def opening(job: Job, ds: dict[str, Any]) -> str:
     )
 
 
-def closing(job: Job, monitor: Monitor, seconds: float, config_argument: str, ds_argument: str) -> str:
+def closing(job: Job, monitor: Monitor, seconds: float, arguments: Namespace) -> str:
     """The final table. Collective: memory is gathered from all ranks."""
     memory = distributed.gather_objects(runtime.peak_memory())
     total = sum(item["rank"] for item in memory) + memory[0]["launchers"]
@@ -42,24 +43,25 @@ def closing(job: Job, monitor: Monitor, seconds: float, config_argument: str, ds
         f"{'damaged media files':<26}{job.budget.num_listed} ({job.directory / 'bad_media.jsonl'})",
         f"{'checkpoint':<26}{job.checkpoints / job.last_tag if job.last_tag else 'none'}",
         f"{'curves':<26}tensorboard --logdir {shlex.quote(str(job.directory))}",
-        f"{'go on longer':<26}{_resume(job, config_argument, ds_argument)} train.total_steps={2 * job.total_steps}",
+        f"{'go on longer':<26}{_resume(job, arguments)} train.total_steps={2 * job.total_steps}",
     ]
     return "\n".join(lines)
 
 
-def stopped(job: Job, name: str, config_argument: str, ds_argument: str) -> str:
+def stopped(job: Job, name: str, arguments: Namespace) -> str:
     """The line after a stop on request."""
     where = job.checkpoints / job.last_tag if job.last_tag else "nothing to save"
     return (
         f"stopped by {name} after {job.step} of {job.total_steps} steps; saved {where}\n"
-        f"go on with: {_resume(job, config_argument, ds_argument)}"
+        f"go on with: {_resume(job, arguments)}"
     )
 
 
-def _resume(job: Job, config_argument: str, ds_argument: str) -> str:
+def _resume(job: Job, arguments: Namespace) -> str:
     launcher = f"deepspeed --num_gpus {distributed.world_size()}" if distributed.world_size() > 1 else "deepspeed"
-    command = [sys.argv[0], "--ds_config", ds_argument, "--config", config_argument, "--resume", str(job.directory)]
-    return f"{launcher} {shlex.join(command)}"
+    command = [sys.argv[0], "--ds_config", arguments.ds_config, "--config", arguments.config]
+    overrides = [item for item in arguments.overrides if not item.startswith("train.total_steps=")]
+    return f"{launcher} {shlex.join([*command, '--resume', str(job.directory), *overrides])}"
 
 
 def _losses(monitor: Monitor) -> list[str]:
@@ -69,10 +71,14 @@ def _losses(monitor: Monitor) -> list[str]:
         if ends is None:
             continue
         first, last = ends
-        names = [name for name in last if name.startswith("loss/") and name in first]
-        for name in names:
-            title = f"{label} {name.removeprefix('loss/')}"
-            lines.append(f"{title:<26}{first[name]:>12.4f}{last[name]:>12.4f}")
+        names = [name.removeprefix("loss/") for name in last if name.startswith("loss/") and name in first]
+        pairs = [name for name in names if name.startswith("itc/")]
+        rows = {name: [name] for name in names if name not in pairs}
+        if pairs:
+            rows[f"itc, {len(pairs)} pairs"] = pairs
+        for title, members in rows.items():
+            ends = [sum(end[f"loss/{name}"] for name in members) / len(members) for end in (first, last)]
+            lines.append(f"{f'{label} {title}':<26}{ends[0]:>12.4f}{ends[1]:>12.4f}")
     return lines
 
 
