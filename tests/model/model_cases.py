@@ -32,6 +32,7 @@ TINY = """
     table: {mask_ratio: 0.4, input: {max_tokens: 9}}
     video: {mask_ratio: 0.4, input: {frames: 4, size: 8, patch: 4}}
     audio: {mask_ratio: 0.4, input: {seconds: 0.6, num_mels: 16, patch_mels: 8}}
+  blocks: {unimodal: {repeat: 2}}
   contrastive: {projection_dim: 8}
 """
 

@@ -33,9 +33,9 @@ def test_learned_weights_start_equal_and_keep_their_sum():
     with torch.no_grad():
         harmony.scores.copy_(torch.randn(5, generator=torch.Generator().manual_seed(1)))
     weights = harmony(torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool), ALL_ON)
-    assert float(weights.task_scale_M.sum() + weights.pair_scale_P.sum()) == pytest.approx(5.0)
+    assert (weights.task_scale_M.sum() + weights.pair_scale_P.sum()).item() == pytest.approx(5.0)
     fresh = learned()(torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool), ALL_ON)
-    assert torch.allclose(fresh.task_scale_M, torch.ones(3)) and float(fresh.penalty) == pytest.approx(0.0, abs=1e-6)
+    assert torch.allclose(fresh.task_scale_M, torch.ones(3)) and fresh.penalty.item() == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("strength", [0.5, 2.0])
@@ -68,7 +68,7 @@ def test_switched_off_terms_keep_weight_one():
     with torch.no_grad():
         harmony.scores.copy_(torch.arange(5.0))
     weights = harmony(torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool), ALL_ON)
-    assert weights.pair_scale_P is None and float(weights.task_scale_M.sum()) == pytest.approx(3.0)
+    assert weights.pair_scale_P is None and weights.task_scale_M.sum().item() == pytest.approx(3.0)
 
 
 def test_cosine_graph_is_the_released_formula_over_present_modalities():

@@ -41,10 +41,10 @@ def test_systems_build_from_their_yaml_and_train(tmp_path, base):
         *(n for n in output.losses if n.startswith("itc/")),
     }
     assert len(output.losses) == 5 + num_pairs
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     batch = batch_of(spec, FULL)
     losses = []
-    for _ in range(12):
+    for _ in range(20):
         optimizer.zero_grad()
         output = run(model, batch)
         output.loss.backward()
@@ -106,7 +106,7 @@ def test_initial_weights_depend_on_seed_and_name_only(tmp_path):
     large = build(tiny_spec(tmp_path), initializer_seed=3).state_dict()
     fewer = build(tiny_spec(tmp_path, "blocks.cross.attention_weights=shared"), initializer_seed=3).state_dict()
     other = build(tiny_spec(tmp_path), initializer_seed=4).state_dict()
-    name = "blocks.unimodal_5.ffn.video.fc1.weight"
+    name = "blocks.unimodal_1.ffn.video.fc1.weight"
     assert torch.equal(large[name], fewer[name]) and not torch.equal(large[name], other[name])
     assert large[name].std() == pytest.approx(0.02, rel=0.15)
     assert large["embeddings.text_token"].std() == pytest.approx(0.02, rel=0.15)
