@@ -12,13 +12,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import omegaconf
 from omegaconf import OmegaConf
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from m5ds import inputs, modality
-
-_STRICT = ConfigDict(extra="forbid", strict=True)
-_config = dataclass(frozen=True, kw_only=True, config=_STRICT)
+from m5ds.inputs import STRICT
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -29,7 +27,7 @@ class ConfigError(ValueError):
     """A configuration that cannot be used. Its message is one line: file, key, value, remedy."""
 
 
-@_config
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TokenizerConfig:
     """Which tokenizer the run owns (DESIGN 3.1)."""
 
@@ -40,7 +38,7 @@ class TokenizerConfig:
     """Entries of the SentencePiece model to train; the model's embedding has as many rows as the tokenizer says."""
 
 
-@_config
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class DataConfig:
     """What is read and how."""
 
@@ -68,7 +66,7 @@ class DataConfig:
     """Keyed random resized crops, frames and audio windows in training; evaluation always takes the centre."""
 
 
-@_config
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModalityConfig:
     """How the model treats one modality."""
 
@@ -88,7 +86,7 @@ class ModalityConfig:
     """Text only: a local Hugging Face BERT directory whose weights start this modality's embedding and encoder."""
 
 
-@_config
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class BlockConfig:
     """`repeat` equal transformer blocks (DESIGN 3.3). None: the model's value."""
 
@@ -107,7 +105,7 @@ class BlockConfig:
     ffn_dim: Positive | None = None
 
 
-@_config
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ContrastiveConfig:
     """InfoNCE between modalities' unimodal summaries (paper Eq. 2)."""
 
@@ -119,7 +117,7 @@ class ContrastiveConfig:
     projection_dim: Positive = 256
 
 
-@_config
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class HarmonyConfig:
     """How the losses weigh each other (DESIGN 3.4)."""
 
@@ -132,7 +130,7 @@ class HarmonyConfig:
     """`learned` only: weight of the entropy term that keeps the weights from collapsing on the easiest loss."""
 
 
-@_config
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelConfig:
     """The model. Every system of the paper is a file of this shape (configs/model, configs/baselines)."""
 
@@ -158,7 +156,7 @@ class ModelConfig:
         return modality.in_table_order(tuple(self.modalities))
 
 
-@_config
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainConfig:
     """The optimisation. Precision, ZeRO stage, clipping and the optimizer's kind live in DeepSpeed's JSON."""
 
@@ -184,7 +182,7 @@ class TrainConfig:
     keep_last: Positive = 3
 
 
-@_config
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class RunConfig:
     """The whole run YAML."""
 

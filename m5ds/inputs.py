@@ -9,7 +9,8 @@ from typing import ClassVar, Literal
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-_spec = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
+STRICT = ConfigDict(extra="forbid", strict=True)
+"""What every configuration dataclass is: an unknown key or an ill-typed value is an error."""
 
 
 def _divides(part: int, whole: int, names: str) -> None:
@@ -17,7 +18,7 @@ def _divides(part: int, whole: int, names: str) -> None:
         raise ValueError(f"{names}: {whole} must be a positive multiple of {part}")
 
 
-@_spec
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ImagePatches:
     """An RGB image, resized to size x size pixels and cut into square patches (ViT)."""
 
@@ -37,7 +38,7 @@ class ImagePatches:
         return (self.size // self.patch) ** 2
 
 
-@_spec
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class VideoTubes:
     """`frames` RGB frames chosen by timestamp, size x size pixels, cut into tubes of tube_frames x patch x patch."""
 
@@ -60,7 +61,7 @@ class VideoTubes:
         return (self.frames // self.tube_frames) * (self.size // self.patch) ** 2
 
 
-@_spec
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class AudioPatches:
     """A log-mel spectrogram of `seconds` of mono sound, cut into patches of patch_mels x patch_steps.
 
@@ -96,7 +97,7 @@ class AudioPatches:
         return (self.max_steps // self.patch_steps) * (self.num_mels // self.patch_mels)
 
 
-@_spec
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TextTokens:
     """Token ids of title and description. The first row is the tokenizer's [CLS] token."""
 
@@ -110,7 +111,7 @@ class TextTokens:
         return self.max_tokens
 
 
-@_spec
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TablePairs:
     """Token ids of the attributes, key then value, pair after pair. A pair that does not fit whole is left out."""
 
@@ -124,7 +125,7 @@ class TablePairs:
         return self.max_tokens
 
 
-@_spec
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class RegionFeatures:
     """Detector regions: `.npz` with `features` [N, dim], `boxes` [N, 4] in pixels, `size` (height, width)."""
 
@@ -137,7 +138,7 @@ class RegionFeatures:
         return self.max_regions
 
 
-@_spec
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class FeatureRows:
     """A `.npy` of [rows, dim] floats: 12 x 1024 clip vectors, 80 x 751 mel bins, or any other sequence."""
 
