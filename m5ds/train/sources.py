@@ -99,6 +99,10 @@ def open_sources(config: RunConfig, shards: str, tokenizer: Tokenizer) -> Source
     with distributed.stop_together():
         rank, world_size, train = distributed.rank(), distributed.world_size(), config.train
         decoder = Decoder()
+        if train.validation_batch_size % world_size:
+            raise ValueError(
+                f"train.validation_batch_size {train.validation_batch_size} is not a multiple of the {world_size} ranks"
+            )
         manifest = read_manifest(shards)
         size = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
         verify = "full" if rank == 0 and size <= VERIFIED_BYTES else "size"
@@ -124,7 +128,7 @@ def open_sources(config: RunConfig, shards: str, tokenizer: Tokenizer) -> Source
                 tokenizer,
                 decoder,
                 seed=config.seed,
-                global_batch_size=-(-train.validation_batch_size // world_size) * world_size,
+                global_batch_size=train.validation_batch_size,
                 rank=rank,
                 world_size=world_size,
                 training=False,
