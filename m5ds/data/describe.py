@@ -207,7 +207,7 @@ def plots(statistics: Statistics, directory: Path) -> list[Path]:
         pyplot.figure(figsize=(6, 4))
         limit = max(1, int(np.percentile(value_N, 99.5)))
         step = -(-(limit + 1) // 50)
-        pyplot.hist(np.minimum(value_N, limit), bins=np.arange(0, limit + step + 1, step) - 0.5)
+        pyplot.hist(np.minimum(value_N, limit), bins=(np.arange(0, limit + step + 1, step) - 0.5).tolist())
         pyplot.xlabel(f"{label} (above {limit}: at {limit})")
         pyplot.ylabel("products")
         save(name)

@@ -123,7 +123,7 @@ def _lint_products(
 def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """The members, without keeping every one of them as the archive would."""
     while (member := archive.next()) is not None:
-        archive.members = []
+        archive.members = []  # type: ignore[attr-defined]
         yield member
 
 

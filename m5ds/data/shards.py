@@ -27,6 +27,7 @@ from m5ds.data.shard_writer import WrittenShard, write_shard
 
 MISSING_MEDIA_FILE = "missing_media.jsonl"
 _WORK = ".build"
+_STAMP = "build"
 _KEY_DIGITS = 9
 
 
@@ -92,7 +93,9 @@ def build_shards(
     work.mkdir(parents=True, exist_ok=True)
     with _only_builder(work):
         plan = _plan(catalogue, directory, options, progress)
-        (directory / "manifest.json").unlink(missing_ok=True)
+        if (directory / "manifest.json").exists():  # finished shards are never taken over, whatever a note says of them
+            (work / _STAMP).unlink(missing_ok=True)
+            (directory / "manifest.json").unlink()
         _forget_other_builds(directory, plan, options)
         splits = _write_splits(catalogue, directory, plan, options, progress)
         manifest = Manifest(
@@ -198,7 +201,7 @@ def _forget_other_builds(directory: Path, plan: ShardPlan, options: BuildOptions
     """Unless the working folder belongs to this very build, remove all shards and notes that are there."""
     state = [plan.spool_sha256, options.recorded(), modality.names(), MANIFEST_VERSION]
     mine = hashlib.sha256(dumps(state).encode()).hexdigest()
-    stamp = directory / _WORK / "build"
+    stamp = directory / _WORK / _STAMP
     if not stamp.is_file() or stamp.read_text() != mine:
         for note in (directory / _WORK).glob("*-*.json"):
             note.unlink()

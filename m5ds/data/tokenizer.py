@@ -117,7 +117,7 @@ class HuggingFaceTokenizer:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+        return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
 
     def save(self, directory: str | Path) -> None:
         folder = Path(directory)

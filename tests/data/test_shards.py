@@ -154,7 +154,7 @@ def test_a_repeated_id_is_refused_with_both_lines(tmp_path):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (CatalogueOptions(group_key="famly"), "no record has the field 'famly'"),
+        (CatalogueOptions(group_key="shelf"), "no record has the field 'shelf'"),
         (CatalogueOptions(language="fr"), "no record has i18n in 'fr'"),
     ],
 )
@@ -385,3 +385,23 @@ def test_a_file_too_large_for_a_sample_is_refused(catalogue, tmp_path, monkeypat
     monkeypatch.setattr("m5ds.data.shard_writer.MAX_MEDIA_BYTES", 100)
     with pytest.raises(CatalogueError, match="more than 100; cut it or leave it out"):
         build_shards(catalogue, tmp_path / "out", SMALL)
+
+
+def test_overwriting_never_takes_finished_shards_over(catalogue, tmp_path):
+    """A kill between the manifest and the end leaves the notes of a build that was finished, maybe damaged since."""
+    build_shards(catalogue, tmp_path / "whole", SMALL)
+    real = shards_module._write_whole
+    with pytest.MonkeyPatch.context() as patched:
+
+        def killed_after_the_manifest(path, data):
+            real(path, data)
+            if path.name == "manifest.json":
+                raise Crash
+
+        patched.setattr(shards_module, "_write_whole", killed_after_the_manifest)
+        with pytest.raises(Crash):
+            build_shards(catalogue, tmp_path / "out", SMALL)
+    tar = tmp_path / "out/train/000000.tar"
+    tar.write_bytes(b"\xff" * tar.stat().st_size)
+    build_shards(catalogue, tmp_path / "out", SMALL, overwrite=True)
+    assert files_below(tmp_path / "out") == files_below(tmp_path / "whole")
