@@ -54,6 +54,12 @@ class ClassifierHead(nn.Module):
             dropped_BH = _keyed_dropout(dense_BH, batch, self.dropout, seed)
         return dense_BH.float(), self.output(dropped_BH).float()
 
+    @torch.no_grad()
+    def logits(self, dense_NH: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[N, C] from the dense features of many products, without dropout."""
+        weight = self.output.weight
+        return self.output(torch.from_numpy(dense_NH).to(weight)).float().cpu().numpy()
+
 
 def _keyed_dropout(x_BH: Tensor, batch: Batch, probability: float, seed: int) -> Tensor:
     words_BH = philox.random_words(
@@ -92,8 +98,8 @@ class ProductClassifier(nn.Module):
                     parameter.copy_(
                         initialization.normal(parameter.shape, seed, f"head.{name}", parameter.shape[1] ** -0.5)
                     )
-        self.register_buffer("weight_C", torch.ones(num_classes), persistent=False)
-        self.register_buffer("shift_C", torch.zeros(num_classes), persistent=False)
+        # Not buffers, which DeepSpeed would round to bf16.
+        self.weight_C, self.shift_C = torch.ones(num_classes), torch.zeros(num_classes)
 
     def freeze_encoder(self) -> None:
         """Everything for a linear probe or adapters; for full finetuning what only pretraining uses."""
@@ -103,8 +109,7 @@ class ProductClassifier(nn.Module):
     def set_loss(self, config: ClassificationConfig, count_C: NDArray[np.int64]) -> None:
         """Class weights and logit shifts of the configured loss, from the classes' numbers of training products."""
         weight_C, shift_C = class_terms(config, count_C)
-        self.weight_C.copy_(torch.from_numpy(weight_C))
-        self.shift_C.copy_(torch.from_numpy(shift_C))
+        self.weight_C, self.shift_C = torch.from_numpy(weight_C), torch.from_numpy(shift_C)
 
     def no_weight_decay_names(self) -> set[str]:
         """Biases, norms and single vectors, as in pretraining."""
@@ -129,11 +134,11 @@ class ProductClassifier(nn.Module):
         dense_BH, logits_BC = self.head(output.fused_BMD.flatten(1), batch, seed)
         result = ClassifierOutput(logits_BC=logits_BC, dense_BH=dense_BH)
         if counts is not None:
-            label_B = batch.label_B.to(logits_BC.device)
+            device = logits_BC.device
             summed = nn.functional.cross_entropy(
-                logits_BC + self.shift_C.float(),
-                label_B,
-                weight=self.weight_C.float(),
+                logits_BC + self.shift_C.to(device),
+                batch.label_B.to(device),
+                weight=self.weight_C.to(device),
                 reduction="sum",
                 ignore_index=-1,
             )

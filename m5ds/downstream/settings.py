@@ -16,16 +16,6 @@ _config = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid",
 
 
 @_config
-class SplitsConfig:
-    """Which split of the shards plays which part."""
-
-    train: str = "train"
-    validation: str | None = "validation"
-    """Early stopping looks at it; None: train to the last step."""
-    test: str = "test"
-
-
-@_config
 class ClassificationConfig:
     """Paper task 3: finetune on the labels of the training split, test on another."""
 
@@ -56,7 +46,7 @@ class ClassificationConfig:
 
 @_config
 class RetrievalConfig:
-    """Paper tasks 1 and 2."""
+    """Paper tasks 1 and 2, each with a section of this shape."""
 
     ks: list[Positive] = dataclasses.field(default_factory=lambda: [1, 5, 10])
     protocols: list[str] = dataclasses.field(default_factory=lambda: ["standard", "official"])
@@ -85,18 +75,25 @@ class ClusteringConfig:
     num_clusters: Positive | None = None
     """None: as many as categories."""
     modalities: list[str] | None = None
+    states: Literal["fused", "contrastive", "dense"] = "fused"
+    operation: Literal["concat", "mean", "sum"] = "mean"
     seeds: list[int] = dataclasses.field(default_factory=lambda: [0, 1, 2])
     """k-means starts; the report gives their mean."""
 
 
 @_config
 class RobustnessConfig:
-    """Coarse retrieval under absence and noise."""
+    """Coarse retrieval under absence and noise (m5ds/downstream/robustness.py)."""
 
+    policies: list[Literal["drop", "token", "zeros"]] = dataclasses.field(default_factory=list)
+    """What stands for an absent modality, side by side; empty: the model's own. `token` needs a model trained so."""
+    by_modality: bool = True
+    """A curve over the missing rate of each modality alone, besides the one over all."""
     rates: list[Fraction] = dataclasses.field(default_factory=lambda: [0.0, 0.2, 0.4, 0.6, 0.8])
     subsets: bool = True
     """Evaluate every non-empty modality subset."""
     noise_rates: list[Fraction] = dataclasses.field(default_factory=lambda: [0.25, 0.5])
+    """Shares of shuffled pairs, and of damaged files."""
 
 
 @_config
@@ -112,11 +109,14 @@ class DownstreamConfig:
     """Bootstrap replicates of an interval."""
     frequency: Literal["counts", "shares"] = "counts"
     """Rule for head, medium and tail classes (m5ds/downstream/frequency.py)."""
-    splits: SplitsConfig = SplitsConfig()
+    test_split: str = "test"
+    """Split of the shards that everything is measured on. The classifier trains on `train`; early stopping looks at
+    `validation`."""
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig(epochs=5)
     classification: ClassificationConfig = ClassificationConfig()
-    retrieval: RetrievalConfig = RetrievalConfig()
+    coarse_retrieval: RetrievalConfig = RetrievalConfig()
+    instance_retrieval: RetrievalConfig = RetrievalConfig()
     clustering: ClusteringConfig = ClusteringConfig()
     robustness: RobustnessConfig = RobustnessConfig()
 
@@ -132,6 +132,11 @@ def load(path: str | Path, overrides: list[str] | None = None) -> DownstreamConf
         raise run_config.ConfigError(f"{path}: set exactly one of train.total_steps and train.epochs")
     if settings.classification.patience and not train.validate_every:
         raise run_config.ConfigError(f"{path}: classification.patience needs train.validate_every to be set")
+    if settings.classification.patience and settings.test_split == "validation":
+        raise run_config.ConfigError(
+            f"{path}: classification.patience would choose the checkpoint on the split that is tested, validation; set"
+            " it to 0 or test on another split"
+        )
     return settings
 
 

@@ -1,0 +1,70 @@
+"""Which categories a classifier is trained and tested on.
+
+Shape letters: N products, C categories of the manifest.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m5ds.data.reader import ShardReader
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassChoice:
+    """The categories in use. Labels keep the manifest's numbers, so a head fits any run on the same shards."""
+
+    count_C: NDArray[np.int64]
+    """Training products of each category; 0 for those that are left out."""
+    kept_C: NDArray[np.bool_]
+    dropped: tuple[str, ...]
+    """Names of categories that were left out for being rare."""
+
+    def apply(self, label_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The labels with those of left-out categories as -1."""
+        return np.where((label_N >= 0) & self.kept_C[np.maximum(label_N, 0)], label_N, -1)
+
+
+def read_labels(reader: ShardReader) -> NDArray[np.int64]:
+    """Labels of a split's products in the shards' order, -1 where unknown."""
+    parts = [reader.index(shard).table["label"].to_numpy() for shard in range(len(reader.shard_sizes))]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+
+def choose_classes(
+    train_label_N: NDArray[np.int64],
+    categories: tuple[str, ...],
+    *,
+    minimum: int,
+    rare: str,
+) -> ClassChoice:
+    """The categories with at least `minimum` training products, by the policy `rare`: error, drop or keep.
+
+    Only categories that occur in the training labels are looked at; one that only the test split has is `unseen`, and
+    its products count as errors. `ValueError`: no label at all, rare categories under `error`, fewer than two left.
+    """
+    known_N = train_label_N[train_label_N >= 0]
+    if not len(known_N):
+        raise ValueError(
+            f"labels absent: none of the {len(train_label_N)} training products has one; build the shards from a"
+            " catalogue with `category`"
+        )
+    count_C = np.bincount(known_N, minlength=len(categories))
+    rare_C = (count_C > 0) & (count_C < minimum)
+    if rare == "error" and rare_C.any():
+        names = [categories[c] for c in np.flatnonzero(rare_C)]
+        raise ValueError(
+            f"{len(names)} of {int((count_C > 0).sum())} categories have fewer than {minimum} training products (first:"
+            f" {names[0]!r}); set classification.rare_classes=drop to leave their products out, or keep"
+        )
+    kept_C = ~rare_C if rare == "drop" else np.ones(len(categories), dtype=bool)
+    if (count_C[kept_C] > 0).sum() < 2:
+        raise ValueError(
+            "classification needs at least two categories with training products; check the shards' labels"
+        )
+    return ClassChoice(
+        count_C=np.where(kept_C, count_C, 0),
+        kept_C=kept_C,
+        dropped=tuple(categories[c] for c in np.flatnonzero(~kept_C)),
+    )

@@ -1,0 +1,146 @@
+"""The report holds what the results hold, in one page that loads nothing."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from downstream_examples import embedding_set
+
+from m5ds.downstream import tasks
+from m5ds.downstream.bootstrap import Interval
+from m5ds.downstream.document import Document, Grid, Text
+from m5ds.downstream.frequency import SHARES
+from m5ds.downstream.labels import choose_classes
+from m5ds.downstream.report import build, load_results, write_report
+from m5ds.downstream.results import Result, Table, write_result
+from m5ds.downstream.settings import ClusteringConfig, RetrievalConfig
+
+LABELS = np.arange(60) % 4
+TRAIN = np.repeat(np.arange(4), [40, 20, 10, 5])
+UNCERTAINTY = tasks.Uncertainty(num_replicates=50, train_label_N=TRAIN, rule=SHARES)
+
+
+def make(task, stage, tables, **extras):
+    return Result(
+        task=task,
+        stage=stage,
+        source=f"run <{stage}>",
+        fingerprint="0" * 64,
+        shards="no/such/shards",
+        manifest_hash="m",
+        split="test",
+        settings={},
+        tables=tables,
+        extras=extras,
+    )
+
+
+def robustness_tables():
+    value = Interval(estimate=0.5, low=0.4, high=0.6)
+    tables = []
+    for subset in (["image"], ["text"], ["image", "text"]):
+        facts = {"kind": "subset", "modalities": subset, "policy": "drop", "scored_queries": 9}
+        tables.append(Table(name="drop: " + "+".join(subset), metrics={"ap@10": value}, facts=facts))
+    for name in ("any", "text"):
+        for rate in (0.0, 0.5):
+            facts = {"kind": "missing", "modality": name, "rate": rate, "policy": "drop", "scored_queries": 9}
+            tables.append(Table(name=f"drop: missing {name} {rate:g}", metrics={"ap@10": value}, facts=facts))
+    facts = {"kind": "shuffled", "rate": 0.5, "policy": "drop", "scored_queries": 9}
+    return [*tables, Table(name="drop: shuffled 0.5", metrics={"ap@10": value}, facts=facts)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("results")
+    random = np.random.default_rng(0)
+    for stage, noise in (("untrained", 2.0), ("pretrain", 0.3)):
+        products = embedding_set(np.eye(4)[LABELS] + noise * random.normal(size=(60, 4)), LABELS)
+        tables, extras = tasks.coarse_retrieval(products, products, RetrievalConfig(), UNCERTAINTY)
+        write_result(tmp_path / f"coarse-{stage}", make("coarse_retrieval", stage, tables, **extras))
+        tables = tasks.clustering(products, ClusteringConfig(seeds=[0]), UNCERTAINTY)
+        points = {"xy": random.normal(size=(60, 2)).tolist(), "label": LABELS.tolist()}
+        write_result(tmp_path / f"clustering-{stage}", make("clustering", stage, tables, projection=points))
+    classes = choose_classes(TRAIN, ("a", "b", "c", "d"), minimum=1, rare="keep")
+    table = tasks.classification(products.ids, LABELS, products.vector_ND, classes, UNCERTAINTY)
+    curve = [{"step": s, "kind": "train", "loss/classification": 1 / (s + 1)} for s in range(5)]
+    write_result(tmp_path / "classification", make("classification", "finetune", [table], learning_curve=curve))
+    write_result(tmp_path / "robustness", make("robustness", "pretrain", robustness_tables()))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def document(folder):
+    return build(load_results([folder]))
+
+
+class Links(HTMLParser):
+    """Everything the page would load, and whether its tags nest."""
+
+    def __init__(self):
+        super().__init__()
+        self.loaded, self.open = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.loaded += [value for name, value in attributes if name in ("src", "href", "xlink:href")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.loaded += [value for name, value in attributes if name in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, tag
+
+
+def test_page_is_self_contained_and_well_formed(document, tmp_path):
+    page, _ = write_report(document, tmp_path / "report")
+    links = Links()
+    links.feed(page.read_text())
+    assert not links.open
+    assert all(value.startswith(("#", "data:")) for value in links.loaded), links.loaded
+    assert "@import" not in page.read_text() and "url(http" not in page.read_text()
+
+
+def test_every_task_stage_and_comparison_is_there(document):
+    text = document.to_markdown()
+    for wanted in ("Classification", "Clustering", "Coarse retrieval", "Robustness", "Paired comparisons", "Commands"):
+        assert f"## {wanted}" in text, wanted
+    assert "coarse_retrieval: pretrain - untrained | ap@10" in text
+    assert re.search(r"pretrain - untrained \| ap@10 \| .* \| yes", text)
+    assert "paper," not in text
+
+
+def test_drawings_are_valid_svg_and_cover_what_the_results_hold(document):
+    drawings = [block for block in document.blocks if hasattr(block, "svg")]
+    captions = " ".join(drawing.caption for drawing in drawings)
+    for wanted in ("modality subset", "missing rate", "Noise", "long tail", "t-SNE", "Learning curve"):
+        assert wanted in captions, wanted
+    for drawing in drawings:
+        ElementTree.fromstring(drawing.svg)
+
+
+def test_papers_numbers_stand_beside_ours_only_for_its_data(folder):
+    text = build(load_results([folder]), m5product=True).to_markdown()
+    assert "| paper, finetune, whole, + audio | 86.57 | 73.77 | 76.17 | 74.73 | 74.01 |" in text
+    assert "| ours, pretrain |" in text
+
+
+def test_titles_are_escaped(document):
+    page = document.to_html()
+    assert "run &lt;pretrain&gt;" in page and "run <pretrain>" not in page
+
+
+def test_missing_pictures_are_said_and_stop_nothing(document):
+    assert "no pictures, no/such/shards" in document.to_markdown()
+
+
+def test_a_folder_without_results_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no results.json in or under it"):
+        load_results([tmp_path])
+
+
+def test_markdown_cells_keep_their_column():
+    document = Document("t", [Grid(["a", "b"], [["x|y", "1"]], "cap"), Text("end")])
+    assert "| x\\|y | 1 |" in document.to_markdown()
