@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from m5ds.kernels.cross_modal_attention import cross_modal_attention
 from m5ds.kernels.layout import PackedLayout
-from m5ds.model.dropout import ATTENTION, FEED_FORWARD, hidden_dropout
+from m5ds.model.dropout import ATTENTION, FEED_FORWARD, drop_rows
 from m5ds.model.fusion import LayerSpec
 
 
@@ -142,9 +142,9 @@ class PackedBlock(nn.Module):
         )
 
     def _drop(self, layout: PackedLayout, part: Part, seed: int, site: int) -> Callable[[Tensor], Tensor]:
-        rows = slice(layout.slab[part[1]], layout.slab[part[2]])
+        first_row = layout.slab[part[1]]
         probability = self.dropout if self.training else 0.0
-        return lambda x_TD: hidden_dropout(x_TD, layout, rows, probability, seed, self.spec.index, site)
+        return lambda x_TD: drop_rows(x_TD, layout, first_row, probability, seed, self.spec.index, site)
 
 
 def _split(x_TD: Tensor, layout: PackedLayout, parts: tuple[Part, ...]) -> Sequence[Tensor]:

@@ -20,7 +20,7 @@ from m5ds.model import fusion, heads
 from m5ds.model.absent import AbsentTokens, impute_zeros, with_absent_rows
 from m5ds.model.blocks import PackedBlock
 from m5ds.model.configuration import M5Config
-from m5ds.model.dropout import EMBEDDING, hidden_dropout
+from m5ds.model.dropout import EMBEDDING, drop_rows
 from m5ds.model.embeddings import Embeddings
 from m5ds.model.harmony import Harmony, HarmonyWeights
 from m5ds.model.initialization import initialize
@@ -169,8 +169,7 @@ class M5ForPretraining(PreTrainedModel):
         layout, index = self._index(self._layout(batch), device)
         x_TD, masks = self.embeddings(batch, layout, seed, masked)
         if self.training:
-            everything = slice(0, layout.num_rows)
-            x_TD = hidden_dropout(x_TD, layout, everything, self.spec.dropout, seed, 0, EMBEDDING)
+            x_TD = drop_rows(x_TD, layout, 0, self.spec.dropout, seed, 0, EMBEDDING)
         blocks = list(self.blocks.values())
         x_TD = self._run(blocks[: self.num_unimodal], x_TD, layout, seed)
         unimodal_BMR = self._unimodal(x_TD, layout, index, batch.num_products)
