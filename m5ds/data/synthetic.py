@@ -129,7 +129,7 @@ def _plan(num_products: int, seed: int, shuffle_pairs: bool) -> list[_Plan]:
     if shuffle_pairs:
         shuffle = np.random.default_rng([seed, 4])
         shown = {name: [looks[i] for i in shuffle.permutation(num_products)] for name in shown}
-    for index in np.flatnonzero(rng.random(num_products) < NOISY_SHARE):
+    for index in np.flatnonzero(rng.random(num_products) < NOISY_SHARE).tolist():
         shown["text"][index] = looks[int(rng.integers(num_products))]
     present = rng.choice(len(patterns), size=num_products, p=list(PATTERNS.values()))
     languages = np.where(rng.random(num_products) < CHINESE_SHARE, "zh", "en")

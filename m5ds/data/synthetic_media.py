@@ -108,9 +108,9 @@ def encode_png(pixels_HWC: np.ndarray) -> bytes:
     return _encode_image(pixels_HWC, format="PNG", compress_level=3)
 
 
-def _encode_image(pixels_HWC: np.ndarray, **options: str | int) -> bytes:
+def _encode_image(pixels_HWC: np.ndarray, format: str, **options: int) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels_HWC).save(buffer, **options)
+    Image.fromarray(pixels_HWC).save(buffer, format, **options)
     return buffer.getvalue()
 
 
@@ -132,6 +132,7 @@ def encode_clip(frames_THWC: np.ndarray, codec: str, frames_per_second: int = 8)
     # bitexact: the muxers would write a random segment id and the library's version otherwise.
     with av.open(buffer, "w", format=container, options={"fflags": "+bitexact"}) as output:
         stream = output.add_stream(encoder, rate=frames_per_second, options=options)
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = frames_THWC.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
