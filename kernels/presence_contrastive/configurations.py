@@ -22,12 +22,12 @@ _POINTERS = {
 
 
 def configurations(arch: str) -> list[Configuration]:
-    """Kernels x dtypes x columns; the forward has one for all widths. The same on every `arch`."""
+    """Kernels x dtypes x columns; the forward has one for all widths."""
     return [
-        _configuration(kernel, dtype, columns)
+        _configuration(kernel, arch, dtype, columns)
         for kernel in KERNELS
         for dtype in DTYPES
-        for columns in (WIDTHS if kernel != "fwd" else WIDTHS[:1])
+        for columns in (WIDTHS[dtype.itemsize] if kernel != "fwd" else WIDTHS[dtype.itemsize][:1])
     ]
 
 
@@ -36,8 +36,8 @@ def variant(kernel: str, dtype: torch.dtype, columns: int) -> str:
     return DTYPES[dtype] if kernel == "fwd" else f"{DTYPES[dtype]} D<={columns}"
 
 
-def _configuration(kernel: str, dtype: torch.dtype, columns: int) -> Configuration:
-    entry = tile(kernel, dtype.itemsize, columns)
+def _configuration(kernel: str, arch: str, dtype: torch.dtype, columns: int) -> Configuration:
+    entry = tile(kernel, arch, dtype.itemsize, columns)
     constants = {"BLOCK_B": entry.block_b, "BLOCK_C": entry.block_c, "BLOCK_K": entry.block_k, "UPCAST": False}
     if kernel != "fwd":
         constants["BLOCK_D"] = entry.block_d

@@ -1,12 +1,12 @@
 """The two-pass gradient cache: a contrastive pool that is the whole global batch under accumulation (DESIGN 3.4).
 
-First pass: features of all micro-batches, without a graph. `cached_gradients` evaluates the loss on all of them at once and
-keeps its gradients, a few numbers a product. Second pass: each micro-batch is computed again with a graph, and
-`CachedGradients.surrogate` of it has exactly its share of those gradients. (Gao et al., "Scaling deep contrastive learning
-batch size under memory limited setup", RepL4NLP 2021.)
+First pass: features of all micro-batches, without a graph. `cached_gradients` evaluates the loss on all of them at once
+and keeps its gradients, a few numbers a product. Second pass: each micro-batch is computed again with a graph, and
+`CachedGradients.surrogate` of it has exactly its share of those gradients. (Gao et al., "Scaling deep contrastive
+learning batch size under memory limited setup", RepL4NLP 2021.)
 
-Shape letters: B products of this rank over all its micro-batches, C of the gathered global batch, M modalities, D width,
-P pairs.
+Shape letters: B products of this rank over all its micro-batches, C of the gathered global batch, M modalities,
+D width, P pairs.
 """
 
 from collections.abc import Callable

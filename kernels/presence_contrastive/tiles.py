@@ -1,10 +1,17 @@
-"""Fixed tile table of the contrastive kernels: one for launches and for the ahead-of-time check (kernels/aot.py)."""
+"""Fixed tile table of the contrastive kernels: one for launches and for the ahead-of-time check (kernels/aot.py).
+
+Shown by kernels/aot.py to run without spills on every architecture (docs/kernels.md).
+"""
 
 from dataclasses import dataclass
 
+from m5ds.kernels.tiles import ARCHITECTURES
+
 KERNELS = ("fwd", "bwd_features", "bwd_keys")
-WIDTHS = (64, 128, 256)
-"""Output columns that one program of a backward kernel accumulates; wider features take several programs."""
+WIDTHS = {2: (64, 128, 256), 4: (64, 128)}
+"""By bytes of an input: output columns that one program of a backward kernel accumulates in registers. Wider features
+take several programs, each of which computes the tile of logits again.
+"""
 
 
 @dataclass(frozen=True)
@@ -19,25 +26,28 @@ class Tile:
     num_stages: int
 
 
-def column_block(width: int) -> int:
-    """The table's entry for features of this width."""
-    return next((entry for entry in WIDTHS if entry >= width), WIDTHS[-1])
+def column_block(width: int, itemsize: int) -> int:
+    """The table's output columns for features of this width."""
+    return next((entry for entry in WIDTHS[itemsize] if entry >= width), WIDTHS[itemsize][-1])
 
 
-def tile(kernel: str, itemsize: int, block_d: int) -> Tile:
+def tile(kernel: str, arch: str, itemsize: int, block_d: int) -> Tile:
     """Tile of a kernel of KERNELS for inputs of `itemsize` bytes; `KeyError` outside the table."""
-    return _TABLE[kernel, itemsize, block_d]
+    return _TABLE[kernel, arch, itemsize, block_d]
 
 
-def _entry(kernel: str, itemsize: int, block_d: int) -> Tile:
+def _entry(kernel: str, arch: str, itemsize: int, block_d: int) -> Tile:
     if itemsize == 4:
-        return Tile(32, 32, 32, block_d, 4 if block_d == 64 else 8, 1)
+        return Tile(32, 32, 32, block_d, 4 if kernel == "fwd" else 8, 1)
+    if arch == "sm_80" and kernel == "bwd_features" and block_d == 256:
+        return Tile(32, 64, 64, block_d, 8, 2)
     return Tile(64, 64, 64, block_d, 4 if kernel == "fwd" else 8, 2)
 
 
 _TABLE = {
-    (kernel, itemsize, block_d): _entry(kernel, itemsize, block_d)
+    (kernel, arch, itemsize, block_d): _entry(kernel, arch, itemsize, block_d)
     for kernel in KERNELS
-    for itemsize in (2, 4)
-    for block_d in WIDTHS
+    for arch in ARCHITECTURES
+    for itemsize, widths in WIDTHS.items()
+    for block_d in widths
 }

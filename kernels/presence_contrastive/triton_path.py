@@ -15,6 +15,7 @@ from m5ds.kernels.dispatch import interpreting
 from m5ds.kernels.presence_contrastive import triton_kernels as kernels
 from m5ds.kernels.presence_contrastive.configurations import DTYPES, variant
 from m5ds.kernels.presence_contrastive.tiles import column_block, tile
+from m5ds.kernels.tiles import architecture
 
 LAUNCHED: set[tuple[str, str]] = set()
 """(kernel, variant) of every launch of this process, for tests."""
@@ -55,8 +56,10 @@ def contrastive_forward(
         return loss_P2B, lse_P2B
     query_modality_E, key_modality_E = _directed(tuple(pairs), features_BMD.device)
     key_order_PC, key_count_P = _order(keys_present_CM, pairs)
-    entry = tile("fwd", features_BMD.element_size(), column_block(width))
-    LAUNCHED.add(("fwd", variant("fwd", features_BMD.dtype, column_block(width))))
+    itemsize = features_BMD.element_size()
+    block_d = column_block(width, itemsize)
+    entry = tile("fwd", architecture(features_BMD.device), itemsize, block_d)
+    LAUNCHED.add(("fwd", variant("fwd", features_BMD.dtype, block_d)))
     kernels.contrastive_fwd_kernel[(triton.cdiv(num_queries, entry.block_b), len(pairs))](
         features_BMD.contiguous(),
         keys_CMD.contiguous(),
@@ -124,13 +127,14 @@ def contrastive_backward(
     coefficient_P2B = torch.where(has_pair_P1B, grad_P2B * factor_P2B, 0.0)
     limit = coefficient_P2B.abs().amax().clamp_min(1e-30)
     coefficient_P2B = coefficient_P2B / limit
-    block_d = column_block(width)
+    arch, itemsize = architecture(features_BMD.device), features_BMD.element_size()
+    block_d = column_block(width, itemsize)
     shared = (num_queries, num_keys, num_modalities, len(pairs), width)
     for kernel, p_present, rows, p_order, p_count, launch in (
         ("bwd_features", present_BM, num_queries, key_order_PC, key_count_P, kernels.contrastive_bwd_features_kernel),
         ("bwd_keys", keys_present_CM, num_keys, query_order_PB, query_count_P, kernels.contrastive_bwd_keys_kernel),
     ):
-        entry = tile(kernel, features_BMD.element_size(), block_d)
+        entry = tile(kernel, arch, itemsize, block_d)
         LAUNCHED.add((kernel, variant(kernel, features_BMD.dtype, block_d)))
         of_features = kernel == "bwd_features"
         owned = entry.block_b if of_features else entry.block_c
