@@ -1,6 +1,8 @@
 """A pretrained model for evaluation: from a run's sharded checkpoint of any world size, or a Hugging Face directory."""
 
+import contextlib
 import hashlib
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +111,9 @@ def consolidate(root: Path, tag: str) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for rank in range(distributed.world_size()):
         if rank == distributed.rank():
-            weights = get_fp32_state_dict_from_zero_checkpoint(str(root), tag=tag)
+            # It prints, and draws bars, whatever the log level.
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                weights = get_fp32_state_dict_from_zero_checkpoint(str(root), tag=tag)
         distributed.barrier()
     return {name: value.detach().float().contiguous() for name, value in weights.items()}
 

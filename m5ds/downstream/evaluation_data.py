@@ -1,0 +1,139 @@
+"""The products of a split as batches for evaluation, in the shards' order, prepared ahead by a thread.
+
+The products of positions [start, stop) always come in the same batches, whatever the number of ranks.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import torch
+
+from m5ds import modality
+from m5ds.config import ModelConfig
+from m5ds.data.batch import Batch
+from m5ds.data.decode import Decoder
+from m5ds.data.media import BadMedia
+from m5ds.data.micro_batch import MicroBatchMaker
+from m5ds.data.order import Order, Place
+from m5ds.data.reader import Media, RawProduct, ShardReader
+from m5ds.data.tokenizer import Tokenizer
+from m5ds.kernels import philox
+
+Transform = Callable[[RawProduct], RawProduct]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationBatch:
+    """Products of consecutive positions and what was found wrong with their files."""
+
+    batch: Batch
+    group: list[str]
+    bad_media: list[BadMedia]
+
+
+class EvaluationData:
+    """Random access to a split's evaluation batches. `num_products`, `manifest` and `split` describe it."""
+
+    def __init__(
+        self,
+        shards: str,
+        split: str,
+        spec: ModelConfig,
+        tokenizer: Tokenizer,
+        *,
+        batch_size: int = 32,
+        num_threads: int = 1,
+        transform: Transform | None = None,
+    ) -> None:
+        """`transform` changes each product before it is decoded (another picture, damaged bytes).
+
+        `ValueError`: no such split, or an empty one.
+        """
+        self.reader = ShardReader(shards, split)
+        self.manifest, self.split = self.reader.manifest, split
+        if not self.reader.num_products:
+            raise ValueError(f"{shards}: split {split} has no product; name another with --split")
+        self._order = Order(self.reader.shard_sizes, 0, chunk_size=64, window_chunks=1, shuffle=False)
+        self._transform = transform
+        self._maker = MicroBatchMaker(
+            {name: spec.modalities[name].input for name in spec.modality_names},
+            tokenizer,
+            Decoder(),
+            seed=0,
+            training=False,
+            random_crop=False,
+            modality_dropout=0.0,
+        )
+        self.batch_size, self._num_threads = batch_size, num_threads
+
+    @property
+    def num_products(self) -> int:
+        return self.reader.num_products
+
+    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[EvaluationBatch]:
+        """The products of positions [start, stop) in order."""
+        places = self._order.places(start, (self.num_products if stop is None else stop) - start)
+        cuts = [places[i : i + self.batch_size] for i in range(0, len(places), self.batch_size)]
+        with ThreadPoolExecutor(self._num_threads) as threads:
+            ahead = deque()
+            for cut in cuts:
+                ahead.append(threads.submit(self._prepare, cut))
+                if len(ahead) > self._num_threads + 1:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+    def _prepare(self, places: list[Place]) -> EvaluationBatch:
+        products = [self.reader.read(place.shard, place.index) for place in places]
+        if self._transform is not None:
+            products = [self._transform(product) for product in products]
+        prepared = self._maker.make(products, [philox.EVALUATION_DRAW] * len(products))
+        return EvaluationBatch(
+            batch=prepared.batch, group=[product.group for product in products], bad_media=prepared.bad_media
+        )
+
+
+def use_file(index: int) -> Transform:
+    """Show the file of this number (0: the first) of each modality that has several; the modality is absent without it.
+
+    The query of instance retrieval is one picture of a product, its gallery another picture of it.
+    """
+
+    def transform(product: RawProduct) -> RawProduct:
+        media = {name: files[index : index + 1] for name, files in product.media.items() if index < len(files)}
+        lost = set(product.media) - set(media)
+        return replace(product, media=media, present=product.present - lost)
+
+    return transform
+
+
+def damage_files(share: float, seed: int) -> Transform:
+    """Cut a share of all media files to their first third, as an interrupted download leaves them; keyed by product.
+
+    `ValueError` for a share outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share of damaged files must lie in [0, 1], got {share}")
+
+    def damaged(product: RawProduct, name: str, number: int, media: Media) -> Media:
+        word = philox.random_words(
+            seed=seed,
+            draw=philox.EVALUATION_DRAW,
+            product=torch.tensor(product.product),
+            stream=philox.Stream.MEDIA_CHOICE,
+            modality=modality.names().index(name),
+            element=number,
+            index=1,
+        )[0]
+        return Media(media.name, media.data[: len(media.data) // 3]) if word < philox.threshold(share) else media
+
+    def transform(product: RawProduct) -> RawProduct:
+        media = {
+            name: [damaged(product, name, number, file) for number, file in enumerate(files)]
+            for name, files in product.media.items()
+        }
+        return replace(product, media=media)
+
+    return transform

@@ -1,0 +1,270 @@
+"""Finetuning of a classifier under DeepSpeed, with pretraining's step, checkpoints, resume and requests to stop."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from m5ds.config import RunConfig
+from m5ds.data.batch import Batch
+from m5ds.downstream import settings as downstream_settings
+from m5ds.downstream.classifier import TASK, ProductClassifier
+from m5ds.downstream.labels import ClassChoice
+from m5ds.downstream.pretrained import BEST, Pretrained
+from m5ds.downstream.settings import DownstreamConfig
+from m5ds.model.masking import PRODUCTS
+from m5ds.train import checkpoint, distributed, ds_config, engine, run_directory, runtime, sources, tags
+from m5ds.train.faults import BadMediaBudget
+from m5ds.train.monitor import Monitor
+from m5ds.train.step import TrainStep, take
+from m5ds.train.stopping import StopRequest
+
+CHECKPOINTS = "checkpoints"
+
+
+class FinetuneStep(TrainStep):
+    """One optimizer step: pretraining's, with labelled products as the targets."""
+
+    def targets(self, batch: Batch) -> dict[str, int]:
+        return {PRODUCTS: batch.num_products, TASK: int((batch.label_B >= 0).sum())}
+
+
+@dataclass(kw_only=True)
+class FinetuneJob:
+    """A finetuning run, ready to train."""
+
+    settings: DownstreamConfig
+    config: RunConfig
+    directory: Path
+    sources: sources.Sources
+    classes: ClassChoice
+    model: ProductClassifier
+    engine: Any
+    precision: str
+    total_steps: int
+    facts: dict[str, Any]
+    budget: BadMediaBudget
+    step: int = 0
+    best: float = -1.0
+    """Best validation accuracy so far."""
+    worse: int = 0
+    """Validations since the best one."""
+    last_tag: str | None = None
+
+    def relabel(self, batch: Batch) -> Batch:
+        """Products of left-out categories lose their label."""
+        batch.label_B = torch.from_numpy(self.classes.apply(batch.label_B.numpy()))
+        return batch
+
+
+def build_classifier(settings: DownstreamConfig, pretrained: Pretrained, classes: ClassChoice) -> ProductClassifier:
+    """The classifier at its start: the pretrained encoder and a head that depends on `settings.seed` alone.
+
+    Every rank holds it whole until DeepSpeed partitions it, so the start is the same on any number of ranks.
+    """
+    config = settings.classification
+    model = ProductClassifier(pretrained.model, config, len(classes.count_C), seed=settings.seed)
+    model.set_loss(config, classes.count_C)
+    return model.eval()
+
+
+def prepare(
+    settings: DownstreamConfig,
+    pretrained: Pretrained,
+    model: ProductClassifier,
+    classes: ClassChoice,
+    shards: str,
+    ds: ds_config.DeepSpeedJson,
+    resume: str,
+) -> FinetuneJob:
+    """The job at the step that it goes on from. Collective. `ValueError` for a checkpoint of another run."""
+    config = RunConfig(
+        name=settings.name,
+        output_dir=settings.output_dir,
+        seed=settings.seed,
+        data=settings.data,
+        model=pretrained.model.spec,
+        train=settings.train,
+    )
+    with distributed.stop_together():
+        chosen = run_directory.choose(config.output_dir, config.name, resume)
+    directory: Path = distributed.broadcast_object(chosen)
+    found = None
+    if resume != "none":
+        found, skipped = checkpoint.find(directory if resume == "auto" else Path(resume))
+        if found is None and resume != "auto":
+            raise ValueError(f"--resume {resume}: no usable checkpoint: {'; '.join(skipped) or 'none there'}")
+    opened = sources.open_sources(config, shards, pretrained.tokenizer)
+    train = config.train
+    total_steps = train.total_steps or max(1, train.epochs * opened.training.num_products // train.global_batch_size)
+    world_size, on_cpu = distributed.world_size(), not torch.cuda.is_available()
+    resolved = ds_config.resolve(ds, config, world_size=world_size, total_steps=total_steps, cpu=on_cpu)
+    facts = {
+        "config": config.to_dict(),
+        "world_size": world_size,
+        "zero_stage": ds.stage,
+        "precision": ds.precision,
+        "shards": shards,
+        "manifest_hash": opened.manifest_hash,
+        "code_version": runtime.code_version(),
+        "finetune": {
+            "task": TASK,
+            "pretrained": pretrained.source,
+            "pretrained_fingerprint": pretrained.fingerprint,
+            "num_classes": len(classes.count_C),
+            "lora_rank": settings.classification.lora_rank,
+            "lora_alpha": settings.classification.lora_alpha,
+            "settings": downstream_settings.to_dict(settings),
+        },
+    }
+    if found is not None:
+        _check_same_finetuning(found, facts)
+        checkpoint.check_same_run(found, facts, world_size)
+    with distributed.stop_together():
+        if distributed.rank() == 0:
+            run_directory.write_description(directory, config, resolved, facts)
+    deepspeed_engine = engine.initialize(model, config, resolved, total_steps)
+    if found is not None:
+        checkpoint.load(deepspeed_engine, found)
+    counts = (found.state["num_decoded"], found.state["num_bad"]) if found else (0, 0)
+    return FinetuneJob(
+        settings=settings,
+        config=config,
+        directory=directory,
+        sources=opened,
+        classes=classes,
+        model=model,
+        engine=deepspeed_engine,
+        precision=ds.precision,
+        total_steps=total_steps,
+        facts=facts,
+        budget=BadMediaBudget(directory / "bad_media.jsonl", config.data.max_bad_fraction, counts),
+        step=found.state["step"] if found else 0,
+        best=found.state["best"] if found else -1.0,
+        worse=found.state["worse"] if found else 0,
+        last_tag=found.tag if found else None,
+    )
+
+
+def _check_same_finetuning(found: checkpoint.Found, facts: dict[str, Any]) -> None:
+    saved, now = found.state.get("finetune"), facts["finetune"]
+    where = f"{found.root / found.tag}"
+    if saved is None:
+        raise ValueError(f"{where}: a pretraining checkpoint; pass it as --checkpoint and start with --resume none")
+    if saved["pretrained_fingerprint"] != now["pretrained_fingerprint"]:
+        raise ValueError(
+            f"{where}: was finetuned from other weights ({saved['pretrained']}); pass those as --checkpoint"
+        )
+    if saved["settings"]["classification"] != now["settings"]["classification"]:
+        raise ValueError(f"{where}: the classification section differs from this run's; resume with the same settings")
+
+
+def finetune(job: FinetuneJob, monitor: Monitor, stop: StopRequest) -> int:
+    """Train to the last step, to early stopping, or until asked to stop. Collective. Returns the signal, or 0.
+
+    With `classification.patience` the best checkpoint by validation accuracy is kept under `best/`.
+    """
+    train, patience = job.config.train, job.settings.classification.patience
+    step = FinetuneStep(job.engine, job.model, seed=job.config.seed, precision=job.precision, directory=job.directory)
+    job.engine.train()
+    batches = job.sources.training.steps(job.step * train.global_batch_size, num_steps=job.total_steps - job.step)
+    while job.step < job.total_steps and not (patience and job.worse >= patience):
+        taken = take(batches)
+        if not isinstance(taken, Exception):
+            taken.micro_batches = [job.relabel(batch) for batch in taken.micro_batches]
+        announced = step.announce(taken, stop.requested)
+        if announced["stop"]:
+            _save(job, job.directory / CHECKPOINTS, train.keep_last)
+            return max(distributed.gather_objects(stop.requested))
+        job.budget.update(num_decoded=int(announced["decoded"]), num_bad=int(announced["bad"]), local=taken.bad_media)
+        losses = step([batch.to(job.engine.device) for batch in taken.micro_batches], announced)
+        job.step += 1
+        is_last = job.step == job.total_steps
+        monitor.advance(loss=f"{losses['total']:.3f}")
+        if job.step % train.log_every == 0 or is_last:
+            rate = {"optimizer/learning_rate": float(job.engine.get_lr()[0])}
+            monitor.record(job.step, "train", {f"loss/{name}": value for name, value in losses.items()} | rate)
+        if patience and (is_last or job.step % train.validate_every == 0):
+            _validate(job, monitor)
+        if train.save_every and job.step % train.save_every == 0 and not is_last:
+            _save(job, job.directory / CHECKPOINTS, train.keep_last)
+    _save(job, job.directory / CHECKPOINTS, train.keep_last)
+    return 0
+
+
+def _validate(job: FinetuneJob, monitor: Monitor) -> None:
+    """Accuracy and loss on the validation split; a new best is saved."""
+    loader = job.sources.validation
+    if loader is None:
+        raise ValueError("classification.patience needs shards with a validation split; set it to 0 or build them anew")
+    sums = dict.fromkeys(("loss", "correct", "labelled"), 0.0)
+    job.engine.eval()
+    steps = loader.evaluation_steps()
+    with torch.no_grad():
+        for _ in range(loader.num_evaluation_steps):
+            with distributed.stop_together():
+                taken = next(steps)
+            for batch in taken.micro_batches:
+                batch = job.relabel(batch)
+                # With a count of 1 the loss is the local sum.
+                output = job.engine(batch.to(job.engine.device), counts={TASK: 1}, seed=job.config.seed)
+                predicted_B = output.logits_BC.argmax(1).cpu()
+                sums["loss"] += float(output.losses[TASK])
+                sums["correct"] += int(((predicted_B == batch.label_B) & (batch.label_B >= 0)).sum())
+                sums["labelled"] += int((batch.label_B >= 0).sum())
+    job.engine.train()
+    total = distributed.sum_over_ranks(sums)
+    if not total["labelled"]:
+        raise ValueError("classification.patience: no validation product has a label of a kept class; set it to 0")
+    accuracy = total["correct"] / total["labelled"]
+    monitor.record(job.step, "validation", {"accuracy": accuracy, "loss": total["loss"] / total["labelled"]})
+    if accuracy > job.best:
+        job.best, job.worse = accuracy, 0
+        _save(job, job.directory / BEST / CHECKPOINTS, keep=1)
+    else:
+        job.worse += 1
+
+
+def _save(job: FinetuneJob, root: Path, keep: int) -> None:
+    state = {
+        **job.facts,
+        "step": job.step,
+        "position": job.step * job.config.train.global_batch_size,
+        "num_decoded": job.budget.num_decoded,
+        "num_bad": job.budget.num_bad,
+        "best": job.best,
+        "worse": job.worse,
+    }
+    if root.parent == job.directory:
+        if job.last_tag == tags.tag_name(job.step):
+            return
+        job.last_tag = tags.tag_name(job.step)
+    if distributed.rank() == 0:
+        root.mkdir(parents=True, exist_ok=True)
+
+    def write_extras(folder: Path) -> None:
+        job.sources.tokenizer.save(folder / "tokenizer")
+        job.model.encoder.config.save_pretrained(folder / "model")
+
+    checkpoint.save(job.engine, root, state, keep=keep, write_extras=write_extras)
+
+
+def describe(job: FinetuneJob) -> str:
+    """A few lines before the first step."""
+    trained = sum(getattr(p, "ds_numel", p.numel()) for p in job.model.parameters() if p.requires_grad)
+    whole = sum(getattr(p, "ds_numel", p.numel()) for p in job.model.parameters())
+    dropped = f", {len(job.classes.dropped)} rare ones left out" if job.classes.dropped else ""
+    return (
+        f"classification -> {job.directory}\n"
+        f"  {int((job.classes.count_C > 0).sum())} categories{dropped}; {int(job.classes.count_C.sum())} labelled"
+        f" products\n  tuning {job.model.tuning}: {trained / 1e6:.2f} of {whole / 1e6:.2f} M parameters;"
+        f" steps {job.step} to {job.total_steps}"
+    )
+
+
+def learning_curve(directory: Path) -> list[dict[str, Any]]:
+    """The run's records, for the report."""
+    path = directory / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
