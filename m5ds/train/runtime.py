@@ -77,9 +77,21 @@ def start_process_group() -> None:
         os.environ["MASTER_PORT"] = str(_free_port())
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(default_num_threads(int(os.environ.get("LOCAL_SIZE", "1"))))
-    deepspeed.init_distributed(
-        dist_backend="gloo" if on_cpu else "nccl", timeout=COLLECTIVE_TIMEOUT, auto_mpi_discovery=False, verbose=False
-    )
+    try:
+        deepspeed.init_distributed(
+            dist_backend="gloo" if on_cpu else "nccl",
+            timeout=COLLECTIVE_TIMEOUT,
+            auto_mpi_discovery=False,
+            verbose=False,
+        )
+    except torch.distributed.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        port = os.environ["MASTER_PORT"]
+        raise ValueError(
+            f"port {port} is taken by another run on this machine; start this one with another: deepspeed --master_port"
+            f" {int(port) + 1} ..."
+        ) from error
 
 
 def _is_news(record: logging.LogRecord) -> bool:
