@@ -1,0 +1,26 @@
+"""Interpreter tests run in a process of their own: TRITON_INTERPRET=1 must be set before kernels are imported."""
+
+import pytest
+import torch
+
+from m5ds.kernels.dispatch import interpreting
+
+
+def pytest_collection_modifyitems(items):
+    if interpreting():
+        return
+    skip = pytest.mark.skip(reason="run in its own process: TRITON_INTERPRET=1 pytest tests/kernels/interpreter")
+    for item in items:
+        if "tests/kernels/interpreter" in item.path.as_posix():
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Uninitialised tensors are NaN (integers: their largest value), so that unwritten outputs show."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = before[1]
