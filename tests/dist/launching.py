@@ -13,8 +13,11 @@ ROOT = Path(__file__).resolve().parents[2]
 ENTRY = ROOT / "m5ds/pretrain.py"
 
 
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **more}
+def environment(threads: int | None = 1, **more: str) -> dict[str, str]:
+    """The test's environment on the CPU; `threads` None leaves the number to the run."""
+    found = {**os.environ, "DS_ACCELERATOR": "cpu", **more}
+    found.pop("OMP_NUM_THREADS", None)
+    return found if threads is None else {**found, "OMP_NUM_THREADS": str(threads)}
 
 
 def run_ranks(script: Path, arguments: Sequence[str], world_size: int, timeout: float) -> None:
@@ -51,7 +54,9 @@ def run_ranks(script: Path, arguments: Sequence[str], world_size: int, timeout: 
         assert process.returncode == 0, f"rank {rank} ended with {process.returncode}:\n{output[-4000:]}"
 
 
-def launch(arguments: Sequence[str], directory: Path, num_ranks: int = 1) -> subprocess.Popen[str]:
+def launch(
+    arguments: Sequence[str], directory: Path, num_ranks: int = 1, threads: int | None = 1
+) -> subprocess.Popen[str]:
     """The user's command, in a process group of its own, output to `directory/output.txt`."""
     directory.mkdir(parents=True, exist_ok=True)
     command = [str(Path(sys.executable).parent / "deepspeed"), "--master_port", str(free_port())]
@@ -61,7 +66,7 @@ def launch(arguments: Sequence[str], directory: Path, num_ranks: int = 1) -> sub
         return subprocess.Popen(
             [*command, str(ENTRY), *arguments],
             cwd=directory,
-            env=environment(),
+            env=environment(threads),
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
