@@ -144,7 +144,8 @@ def prepare(
     with distributed.stop_together():
         chosen = run_directory.choose(config.output_dir, config.name, arguments.resume)
     directory: Path = distributed.broadcast_object(chosen)
-    found, skipped = (None, [])
+    found: checkpoint.Found | None = None
+    skipped: list[str] = []
     if arguments.resume != "none":
         found, skipped = checkpoint.find(Path(arguments.resume) if arguments.resume != "auto" else directory)
         if found is None and (arguments.resume != "auto"):
@@ -159,7 +160,7 @@ def prepare(
     opened = sources.open_sources(config, shards, tokenizer)
 
     train = config.train
-    total_steps = train.total_steps or train.epochs * opened.training.num_products // train.global_batch_size
+    total_steps = train.total_steps or (train.epochs or 0) * opened.training.num_products // train.global_batch_size
     world_size, on_cpu = distributed.world_size(), not torch.cuda.is_available()
     resolved = ds_config.resolve(ds, config, world_size=world_size, total_steps=total_steps, cpu=on_cpu)
     facts = {
@@ -180,7 +181,7 @@ def prepare(
             run_directory.write_description(directory, config, resolved, facts)
             tokenizer.save(directory / run_directory.TOKENIZER)
 
-    model = engine.build_model(config, tokenizer, resolved)
+    model = engine.build_model(config, tokenizer, resolved, resumes=found is not None)
     deepspeed_engine = engine.initialize(model, config, resolved, total_steps)
     if found is not None:
         checkpoint.load(deepspeed_engine, found)

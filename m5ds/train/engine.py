@@ -16,11 +16,15 @@ from m5ds.config import RunConfig
 from m5ds.data.tokenizer import Tokenizer
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
+from m5ds.model.pretrained import load_initial_weights
 from m5ds.train import ds_config, schedule
 
 
-def build_model(config: RunConfig, tokenizer: Tokenizer, ds: dict[str, Any]) -> M5ForPretraining:
-    """The model with its initial weights; partitioned over ranks from the start under stage 3. Collective."""
+def build_model(config: RunConfig, tokenizer: Tokenizer, ds: dict[str, Any], *, resumes: bool) -> M5ForPretraining:
+    """The model with its initial weights; partitioned over ranks from the start under stage 3. Collective.
+
+    A run that resumes does not read the directories that `init_from` names. ValueError where they do not fit.
+    """
     model_config = M5Config.for_tokenizer(
         config.model,
         tokenizer,
@@ -28,7 +32,10 @@ def build_model(config: RunConfig, tokenizer: Tokenizer, ds: dict[str, Any]) -> 
         activation_checkpointing=config.train.activation_checkpointing,
     )
     with partitioned(ds):
-        return M5ForPretraining(model_config)
+        model = M5ForPretraining(model_config)
+    if not resumes:
+        load_initial_weights(model)
+    return model
 
 
 def partitioned(ds: dict[str, Any]) -> AbstractContextManager[Any]:

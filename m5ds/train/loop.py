@@ -62,6 +62,7 @@ def train(job: Job, monitor: Monitor, stop: StopRequest) -> int:
         if announced["stop"]:
             _save(job, monitor)
             return max(distributed.gather_objects(stop.requested))
+        assert not isinstance(taken, Exception)  # announce has raised
         job.budget.update(num_decoded=int(announced["decoded"]), num_bad=int(announced["bad"]), local=taken.bad_media)
         losses = step([batch.to(job.engine.device) for batch in taken.micro_batches], announced)
         job.step += 1

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from m5ds.config import RunConfig
 from m5ds.data.decode import Decoder
@@ -105,7 +106,7 @@ def open_sources(config: RunConfig, shards: str, tokenizer: Tokenizer) -> Source
             )
         manifest = read_manifest(shards)
         size = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
-        verify = "full" if rank == 0 and size <= VERIFIED_BYTES else "size"
+        verify: Literal["full", "size"] = "full" if rank == 0 and size <= VERIFIED_BYTES else "size"
         reader = ShardReader(shards, "train", verify=verify)
         training = Loader(
             config.data,

@@ -15,6 +15,7 @@ import torch
 
 from m5ds.cli import one_line
 from m5ds.data.batch import Batch
+from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
 from m5ds.model.masking import PRODUCTS, count_targets
 from m5ds.model.pairs import pair_name
@@ -35,7 +36,8 @@ class TrainStep:
     """One optimizer step of one rank."""
 
     def __init__(self, engine: Any, model: M5ForPretraining, *, seed: int, precision: str, directory: Path) -> None:
-        self.engine, self.model, self.seed = engine, model, seed
+        assert isinstance(model.config, M5Config)
+        self.engine, self.model, self.config, self.seed = engine, model, model.config, seed
         self.precision, self.directory = precision, directory
         pairs = [pair_name(first, second) for first, second in model.pair_names]
         self.loss_names = [*model.tasks.values(), *pairs]
@@ -44,28 +46,29 @@ class TrainStep:
 
     def targets(self, batch: Batch) -> dict[str, int]:
         """Targets of each loss in a micro-batch. Finetuning counts others (m5ds/downstream/finetune.py)."""
-        return count_targets(batch, self.model.config, self.seed)
+        return count_targets(batch, self.config, self.seed)
 
     def announce(self, taken: "StepBatches | Exception", stop: int) -> dict[str, float]:
         """Sum over ranks: targets of each loss, tokens, decoded and bad files, `failed` loaders, `stop` requests.
 
         Raises RankError on every rank when a rank's loader failed.
         """
-        failed = isinstance(taken, Exception)
+        failure = taken if isinstance(taken, Exception) else None
+        batches = [] if isinstance(taken, Exception) else taken.micro_batches
         names = self.model.names
         local = dict.fromkeys([PRODUCTS, *self.loss_names, *(f"tokens/{name}" for name in names)], 0.0)
-        for batch in [] if failed else taken.micro_batches:
+        for batch in batches:
             for name, count in self.targets(batch).items():
                 local[name] += count
             for name in names:
                 local[f"tokens/{name}"] += batch.modalities[name].num_rows
-        local["decoded"] = 0 if failed else taken.num_decoded
-        local["bad"] = 0 if failed else len(taken.bad_media)
-        local["failed"] = failed
+        local["decoded"] = 0 if isinstance(taken, Exception) else taken.num_decoded
+        local["bad"] = 0 if isinstance(taken, Exception) else len(taken.bad_media)
+        local["failed"] = failure is not None
         local["stop"] = bool(stop)
         step = distributed.sum_over_ranks(local)
         if step["failed"]:
-            message = one_line(taken) if failed else None
+            message = None if failure is None else one_line(failure)
             distributed.raise_first(distributed.gather_objects(message))
         return step
 

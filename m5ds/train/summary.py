@@ -77,8 +77,8 @@ def _losses(monitor: Monitor) -> list[str]:
         if pairs:
             rows[f"itc, {len(pairs)} pairs"] = pairs
         for title, members in rows.items():
-            ends = [sum(end[f"loss/{name}"] for name in members) / len(members) for end in (first, last)]
-            lines.append(f"{f'{label} {title}':<26}{ends[0]:>12.4f}{ends[1]:>12.4f}")
+            means = [sum(end[f"loss/{name}"] for name in members) / len(members) for end in (first, last)]
+            lines.append(f"{f'{label} {title}':<26}{means[0]:>12.4f}{means[1]:>12.4f}")
     return lines
 
 

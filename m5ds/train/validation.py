@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from m5ds.data.loader import Loader
+from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
 from m5ds.model.masking import PRODUCTS, count_targets
 from m5ds.model.pairs import pair_name
@@ -49,6 +50,7 @@ def validate(
             moved = batch.to(device)
             masked = engine(moved, counts=ones, seed=seed, masked=True, gather=gather)
             clean = engine(moved, counts=ones, seed=seed, masked=False, gather=gather)
+            assert isinstance(model.config, M5Config)
             counted = count_targets(batch, model.config, seed)
             # With every count 1 a loss is its local sum.
             for name in [*tasks, *pairs]:
