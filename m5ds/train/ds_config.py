@@ -157,7 +157,7 @@ def merge(ds: DeepSpeedJson, run: RunConfig, run_path: str, given: frozenset[str
         expected = (int,) if train_key in ("global_batch_size", "accumulation", "total_steps") else (int, float, list)
         if isinstance(value, bool) or not isinstance(value, expected):
             raise ConfigError(f'{ds.path}: {json_key} must be a number or "auto", got {value!r}')
-        changes[train_key] = tuple(value) if train_key == "betas" else value
+        changes[train_key] = tuple(value) if isinstance(value, list) else value
     return dataclasses.replace(run, train=dataclasses.replace(run.train, **changes)) if changes else run
 
 
