@@ -6,7 +6,7 @@ import pytest
 import torch
 from attention_cases import VISIBILITY, M, make_layout, make_qkv, random_matrix, run_with_gradients
 
-from m5ds.kernels.cross_modal_attention import cross_modal_attention, triton_path
+from m5ds.kernels.cross_modal_attention import cross_modal_attention, tables, triton_path
 from m5ds.kernels.cross_modal_attention.costs import attention_cost
 from m5ds.kernels.cross_modal_attention.spec import AttentionSpec
 from m5ds.kernels.traffic import count_traffic
@@ -44,9 +44,9 @@ def test_counted_traffic_equals_the_closed_form(visibility):
     for kernel, function in KERNELS.items():
         cost = attention_cost(kernel, layout, spec, heads=1, head_dim=32, itemsize=2, arch="sm_80", size="short")
         launch = traffic.of(function)
-        tables = sum(launch.loaded[name] for name in ("p_tiles", "p_own", "p_other", "p_code"))
-        assert launch.total_loaded - tables + launch.total_stored == cost.tensor_bytes
-        assert tables == cost.table_bytes
+        table_bytes = sum(launch.loaded[name] for name in ("p_tiles", "p_own", "p_other", "p_code"))
+        assert launch.total_loaded - table_bytes + launch.total_stored == cost.tensor_bytes
+        assert table_bytes == cost.table_bytes
         assert launch.dot_flops == cost.flops
 
 
@@ -61,7 +61,8 @@ def test_absent_and_invisible_segments_cost_nothing():
         assert invisible.of(function).total_loaded == 2 * absent.of(function).total_loaded
 
 
-def test_a_causal_modality_alone_skips_the_tiles_that_it_cannot_see():
+def test_a_causal_modality_alone_skips_the_tiles_that_it_cannot_see(monkeypatch):
+    monkeypatch.setattr(tables, "_choose_size", lambda *_, **__: "short")
     layout = make_layout([[0, 64, 0, 0, 0]])
     full, causal = (counted(layout, VISIBILITY["identity"], causal=(0, flag, 0, 0, 0)) for flag in (0, 1))
     for function in KERNELS.values():
@@ -75,11 +76,11 @@ def test_a_row_list_that_leaves_the_buffer_is_caught(table, monkeypatch):
     build = triton_path.tables_for
 
     def wrong(*arguments, **options):
-        tables = build(*arguments, **options)
-        side = tables.queries["fwd"]
+        built = build(*arguments, **options)
+        side = built.queries["fwd"]
         rows = getattr(side, table).clone()
         rows[rows == rows.max()] = layout.num_rows + 10_000
-        return dataclasses.replace(tables, queries=tables.queries | {"fwd": dataclasses.replace(side, **{table: rows})})
+        return dataclasses.replace(built, queries=built.queries | {"fwd": dataclasses.replace(side, **{table: rows})})
 
     monkeypatch.setattr(triton_path, "tables_for", wrong)
     with pytest.raises(Exception, match="outside every argument"):
@@ -91,11 +92,11 @@ def test_a_row_written_twice_is_counted(monkeypatch):
     build = triton_path.tables_for
 
     def wrong(*arguments, **options):
-        tables = build(*arguments, **options)
-        side = tables.queries["fwd"]
+        built = build(*arguments, **options)
+        side = built.queries["fwd"]
         rows = side.own_rows.clone()
         rows[1] = rows[0]
-        return dataclasses.replace(tables, queries=tables.queries | {"fwd": dataclasses.replace(side, own_rows=rows)})
+        return dataclasses.replace(built, queries=built.queries | {"fwd": dataclasses.replace(side, own_rows=rows)})
 
     monkeypatch.setattr(triton_path, "tables_for", wrong)
     launch = counted(layout, VISIBILITY["all"]).of(KERNELS["fwd"])
