@@ -34,7 +34,7 @@ def hashes(directory):
 @pytest.fixture(scope="module")
 def catalogue(tmp_path_factory):
     directory = tmp_path_factory.mktemp("catalogue")
-    make_catalogue(directory, 120, seed=0)
+    make_catalogue(directory, 60, seed=0)
     return directory
 
 
@@ -44,7 +44,7 @@ def plans():
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path, catalogue):
-    make_catalogue(tmp_path / "again", 120, seed=0)
+    make_catalogue(tmp_path / "again", 60, seed=0)
     assert hashes(tmp_path / "again") == hashes(catalogue)
     make_catalogue(tmp_path / "other", 12, seed=1)
     assert not set(hashes(tmp_path / "other").values()) & set(hashes(catalogue).values())
@@ -98,7 +98,7 @@ def test_incomplete_products_follow_the_papers_proportions(plans):
 
 
 def test_catalogue_shows_the_planned_modalities(catalogue):
-    plans = synthetic._plan(120, 0, shuffle_pairs=False)
+    plans = synthetic._plan(60, 0, shuffle_pairs=False)
     for plan, record in zip(plans, records(catalogue / "items.jsonl"), strict=True):
         assert set(pattern(record)) == set(plan.present)
 
