@@ -17,6 +17,8 @@ from m5ds.data.media import MAX_DECODED_PIXELS, MAX_PACKETS, MAX_VIDEO_PIXELS, M
 from m5ds.data.media_probe import check_pixels, is_turned, stream_format
 from m5ds.data.video_bitstream import packet_agrees
 
+CODEC_OPTIONS = {"max_pixels": str(MAX_VIDEO_PIXELS)}
+"""FFmpeg refuses larger frames, whatever size the packets turn out to have."""
 _OPEN_SECONDS = 30.0
 """FFmpeg's own limit for a demuxer that makes no progress."""
 
@@ -26,9 +28,12 @@ DALI_GPU_CODECS = ("h264", "hevc", "av1", *DALI_CPU_CODECS)
 
 def open_container(data: bytes) -> av.container.InputContainer:
     """FFmpeg's demuxer for a clip or sound, chosen by content; raises MediaError or av.FFmpegError."""
-    options = {"max_pixels": str(MAX_VIDEO_PIXELS), "threads": "1"}
     return av.open(
-        io.BytesIO(data), format=stream_format(data), options=options, timeout=_OPEN_SECONDS, metadata_errors="replace"
+        io.BytesIO(data),
+        format=stream_format(data),
+        options=CODEC_OPTIONS,
+        timeout=_OPEN_SECONDS,
+        metadata_errors="replace",
     )
 
 
@@ -90,6 +95,7 @@ def video_index(data: bytes, on_gpu: bool) -> VideoIndex:
     context = stream.codec_context
     if context is None:
         raise MediaError("no decoder for the video stream")
+    context.options = CODEC_OPTIONS
     check_pixels(stream.height, stream.width, MAX_VIDEO_PIXELS)
     packets = []
     try:
