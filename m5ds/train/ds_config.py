@@ -27,6 +27,14 @@ _SHARED = {
 }
 """JSON key -> key of `train` in the run YAML that means the same."""
 
+_TYPES: dict[str, tuple[type, ...]] = {
+    "global_batch_size": (int,),
+    "accumulation": (int,),
+    "total_steps": (int,),
+    "betas": (list,),
+}
+"""What the JSON may say; a number where the key is not named here."""
+
 _DERIVED = {
     "train_micro_batch_size_per_gpu": "it follows from train.global_batch_size, train.accumulation and the world size",
     "scheduler.params.warmup_num_steps": "it follows from train.warmup_ratio and the steps",
@@ -154,9 +162,11 @@ def merge(ds: DeepSpeedJson, run: RunConfig, run_path: str, given: frozenset[str
             )
         if train_key == "total_steps" and run.train.epochs is not None:
             raise ConfigError(f'{ds.path}: {json_key} is {value!r} and {run_path} sets train.epochs; write "auto"')
-        expected = (int,) if train_key in ("global_batch_size", "accumulation", "total_steps") else (int, float, list)
+        expected = _TYPES.get(train_key, (int, float))
         if isinstance(value, bool) or not isinstance(value, expected):
-            raise ConfigError(f'{ds.path}: {json_key} must be a number or "auto", got {value!r}')
+            raise ConfigError(
+                f'{ds.path}: {json_key} must be {" or ".join(t.__name__ for t in expected)} or "auto", got {value!r}'
+            )
         changes[train_key] = tuple(value) if isinstance(value, list) else value
     return dataclasses.replace(run, train=dataclasses.replace(run.train, **changes)) if changes else run
 
