@@ -98,7 +98,8 @@ class _Recorder:
         self, pointers: np.ndarray, mask: np.ndarray, itemsize: int, access: str
     ) -> Iterator[tuple[_Argument, np.ndarray]]:
         pointers, mask = np.broadcast_arrays(pointers, mask)
-        left = pointers[mask].astype(np.int64)
+        # a mask that an integer took part in arrives as 0 and 1
+        left = pointers[mask.astype(bool)].astype(np.int64)
         for argument in self.arguments:
             if left.size == 0:
                 return

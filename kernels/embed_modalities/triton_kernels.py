@@ -15,8 +15,9 @@ from m5ds.kernels.embed_modalities.masking import MASK_BELOW, RANDOM_BELOW
 from m5ds.kernels.philox import Stream
 
 NO_MASK, MASK_UNIT, MASK_KEY_OR_VALUE = 0, 1, 2
-NUM_VECTORS = 7
-"""Vectors that the backward sums over rows: norm weight, norm bias, modality, mask, [CLS], key part, value part."""
+NUM_VECTORS = 6
+"""Vectors that the backward sums over rows: norm weight, norm bias, mask, [CLS], part 0, part 1 (the last three sum to
+the modality's)."""
 
 _KEY_OR_VALUE = tl.constexpr(MASK_KEY_OR_VALUE)
 _MASK_STREAM = tl.constexpr(int(Stream.MASK))
@@ -298,7 +299,6 @@ def embed_bwd_rows_kernel(
     b_weight = _vector(p_norm_weight, column, width, 1)
     b_sum_weight = tl.zeros((COLUMNS,), dtype=tl.float32)
     b_sum_bias = tl.zeros((COLUMNS,), dtype=tl.float32)
-    b_sum_modality = tl.zeros((COLUMNS,), dtype=tl.float32)
     b_sum_mask = tl.zeros((COLUMNS,), dtype=tl.float32)
     b_sum_cls = tl.zeros((COLUMNS,), dtype=tl.float32)
     b_sum_part_0 = tl.zeros((COLUMNS,), dtype=tl.float32)
@@ -346,7 +346,6 @@ def embed_bwd_rows_kernel(
         b_grad = (b_grad_hat - b_hat * b_along[:, None] - b_average[:, None]) * b_rstd[:, None]
         b_sum_weight += tl.sum(b_grad_x * b_hat, 0)
         b_sum_bias += tl.sum(b_grad_x, 0)
-        b_sum_modality += tl.sum(b_grad, 0)
         b_sum_cls += tl.sum(tl.where((inside & (is_content == 0))[:, None], b_grad, 0.0), 0)
         b_sum_mask += tl.sum(tl.where(masked[:, None], b_grad, 0.0), 0)
         b_sum_part_0 += tl.sum(tl.where((is_content & (part == 0))[:, None], b_grad, 0.0), 0)
@@ -361,11 +360,10 @@ def embed_bwd_rows_kernel(
     in_row = column < width
     tl.store(p_sums, b_sum_weight, mask=in_row)
     tl.store(p_sums + width, b_sum_bias, mask=in_row)
-    tl.store(p_sums + 2 * width, b_sum_modality, mask=in_row)
-    tl.store(p_sums + 3 * width, b_sum_mask, mask=in_row)
-    tl.store(p_sums + 4 * width, b_sum_cls, mask=in_row)
-    tl.store(p_sums + 5 * width, b_sum_part_0, mask=in_row)
-    tl.store(p_sums + 6 * width, b_sum_part_1, mask=in_row)
+    tl.store(p_sums + 2 * width, b_sum_mask, mask=in_row)
+    tl.store(p_sums + 3 * width, b_sum_cls, mask=in_row)
+    tl.store(p_sums + 4 * width, b_sum_part_0, mask=in_row)
+    tl.store(p_sums + 5 * width, b_sum_part_1, mask=in_row)
 
 
 @triton.jit

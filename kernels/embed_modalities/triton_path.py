@@ -315,7 +315,8 @@ def embed_backward(
 
 
 def _slab_gradients(slab: _Slab, grad_base: Tensor, grad_rows_ND: Tensor, sums: Tensor) -> list[Tensor]:
-    weight_D, bias_D, modality_D, mask_D, cls_D, *parts = sums.to(slab.modality_D.dtype)
+    dtype = slab.modality_D.dtype
+    weight_D, bias_D, mask_D, cls_D, *parts = sums.to(dtype)
 
     def given(slot: Tensor, grad: Tensor) -> Tensor:
         return grad.clone() if slot.numel() else torch.zeros_like(slot)
@@ -323,7 +324,7 @@ def _slab_gradients(slab: _Slab, grad_base: Tensor, grad_rows_ND: Tensor, sums: 
     return [
         grad_base,
         _table_gradient(grad_rows_ND, slab.position_N, slab.position_table_PD),
-        modality_D.clone(),
+        sums[3:].sum(0).to(dtype),  # every row is a [CLS] row or of one part
         given(slab.part_table_2D, torch.stack(parts)),
         grad_rows_ND if slab.has_extra else torch.zeros_like(slab.extra_ND),
         given(slab.mask_D, mask_D),
