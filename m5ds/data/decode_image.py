@@ -4,6 +4,7 @@ Shape letters: K pictures, H x W pixels, S the square's side.
 """
 
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ from torch import Tensor
 from m5ds.data.dali_runtime import DaliRuntime
 from m5ds.data.media import MAX_IMAGE_PIXELS, Crop, MediaError, MediaItem, crop_box, reason_for
 from m5ds.data.media_probe import ImageHeader, check_pixels, image_format, image_header
+
+# A damaged file is recorded once, with its reason; Pillow would also write to the terminal.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _WIDE_MODES = {"I": 65535.0, "I;16": 65535.0, "I;16B": 65535.0, "I;16L": 65535.0, "F": 1.0}
 """Pillow's modes with more than 8 bits, which `convert` would clip; and the value of white in them."""

@@ -221,7 +221,7 @@ def _npy(data: bytes, what: str) -> np.ndarray:
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
         shape, fortran_order, dtype = readers[np.lib.format.read_magic(stream)](stream)
-    except (ValueError, KeyError, EOFError) as error:
+    except Exception as error:  # the header is a Python literal: SyntaxError, TokenError and others
         raise FeatureFileError(f"{what} is no .npy file") from error
     count, start = math.prod(shape), stream.tell()
     if dtype.hasobject or any(side < 0 for side in shape) or len(data) - start < count * dtype.itemsize:
