@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from m5ds.config import DataConfig
-from m5ds.data import synthetic, synthetic_media
+from m5ds.data import shard_records, synthetic, synthetic_media
 from m5ds.data.manifest import MANIFEST_VERSION
-from m5ds.data.reader import ShardReader
 from m5ds.data.shards import BuildOptions, build_shards
 from m5ds.data.tokenizer import load_tokenizer, train_tokenizer
 
@@ -48,35 +47,21 @@ def _build(config: DataConfig, directory: Path) -> None:
     items = synthetic.make_catalogue(
         directory / CATALOGUE, config.quickstart_products, config.quickstart_seed, config.shuffle_pairs
     )
-    build_shards(items, directory / SHARDS, BuildOptions(ratios=RATIOS, shard_products=_SHARD_PRODUCTS))
+    manifest = build_shards(items, directory / SHARDS, BuildOptions(ratios=RATIOS, shard_products=_SHARD_PRODUCTS))
     if config.tokenizer.path is not None:
         load_tokenizer(config.tokenizer.path).save(directory / TOKENIZER)
         return
+    records = shard_records.iterate_records(str(directory / SHARDS), manifest, "train")
+    texts = (text for record in records for text in shard_records.sentences(record))
     with warnings.catch_warnings():
         # So small a catalogue carries fewer pieces than are asked for, which is no news to its user.
         warnings.simplefilter("ignore", UserWarning)
         # One thread: the same text then gives the same pieces on every machine.
-        train_tokenizer(
-            _sentences(directory / SHARDS), config.tokenizer.vocab_size, directory / TOKENIZER, num_threads=1
-        )
-
-
-def _sentences(shards: Path) -> Iterator[str]:
-    """Titles, descriptions, keys and values of the training split."""
-    reader = ShardReader(shards, "train")
-    for shard, size in enumerate(reader.shard_sizes):
-        for index in range(size):
-            product = reader.read(shard, index)
-            yield product.title
-            yield product.description
-            for key, value in product.attributes:
-                yield f"{key} {value}"
-                yield key
-    reader.close()
+        train_tokenizer(texts, config.tokenizer.vocab_size, directory / TOKENIZER, num_threads=1)
 
 
 def _settings_hash(config: DataConfig) -> str:
-    sources = [Path(str(module.__file__)).read_bytes() for module in (synthetic, synthetic_media)]
+    sources = [Path(str(module.__file__)).read_bytes() for module in (synthetic, synthetic_media, shard_records)]
     settings = [
         config.quickstart_products,
         config.quickstart_seed,

@@ -38,9 +38,14 @@ def read_record(directory: str, entry: ShardEntry, tar: IO[bytes], members: list
 
 
 def sentences(record: Record, with_i18n: bool = False) -> Iterator[str]:
-    """What a tokenizer is trained on: title, description, each attribute's key and value; optionally i18n's texts."""
+    """What a tokenizer is trained on: title, description, each attribute's key and value; optionally i18n's texts.
+
+    Keys and values come by themselves and in one line: SentencePiece takes a word for a piece only if it has seen
+    different things follow it, and a key by itself is always followed by the end.
+    """
     yield record["title"]
     yield record["description"]
+    yield " ".join(f"{key} {value}" for key, value in record["attributes"])
     for key, value in record["attributes"]:
         yield key
         yield value

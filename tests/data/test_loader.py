@@ -403,7 +403,7 @@ def test_precomputed_features_and_a_sixth_modality_are_read(tmp_path, decoder, m
         }
         loader = make(
             shards=tmp_path / "shards",
-            tokenizer=train_tokenizer(["number 1 2 3 4 5 6 7 8 9 10"] * 20, 300, num_threads=1),
+            tokenizer=train_tokenizer(["number 1 2 3 4 5 6 7 8 9 10"] * 20, 280, num_threads=1),
             modalities={name: ModalityConfig(input=spec, embedder="any", head="any") for name, spec in specs.items()},
             data=replace(DATA, modality_dropout=0.0),
         )

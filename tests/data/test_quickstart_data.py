@@ -43,6 +43,13 @@ def test_it_is_built_once_and_holds_shards_and_a_tokenizer(tmp_path, builds):
     assert tokenizer.encode(product.title)
 
 
+def test_keys_of_the_table_are_single_pieces(tmp_path):
+    """A key that is only ever seen by itself was once cut into syllables, and the table did not fit its 32 tokens."""
+    tokenizer = load_tokenizer(prepare_quickstart(CONFIG, tmp_path) / "tokenizer")
+    for word in ("Colour", "Base", "Pattern", "Size", "颜色", "底色"):
+        assert len(tokenizer.encode(word)) == 1, word
+
+
 def test_other_settings_get_a_folder_of_their_own(tmp_path):
     one = prepare_quickstart(CONFIG, tmp_path)
     assert prepare_quickstart(replace(CONFIG, quickstart_seed=1), tmp_path) != one
