@@ -147,7 +147,8 @@ def _medium(item: Any, name: str) -> Media:
         item.save(stream, format="PNG")
         return Media(f"{name}.png", stream.getvalue())
     if isinstance(item, Mapping):
-        np.savez(stream, **{key: np.asarray(value) for key, value in item.items()})
+        arrays: dict[str, Any] = {key: np.asarray(value) for key, value in item.items()}
+        np.savez(stream, **arrays)
         return Media(f"{name}.npz", stream.getvalue())
     if isinstance(item, np.ndarray):
         np.save(stream, item)

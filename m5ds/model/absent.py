@@ -66,20 +66,19 @@ def _imputed(rows: ModalityRows, max_rows: int, pad_id: int) -> ModalityRows:
     device = rows.position_N.device
     source_N, added_N, within_N = (value.to(device) for value in (source_N, added_N, within_N))
 
-    def fill(values: Tensor | None, filler: float) -> Tensor | None:
-        if values is None:
-            return None
+    def fill(values: Tensor, filler: float) -> Tensor:
         return torch.cat([values, values.new_full((1, *values.shape[1:]), filler)]).index_select(0, source_N)
 
-    position_N = fill(rows.position_N, 0)
-    assert position_N is not None
+    def fill_if_set(values: Tensor | None, filler: float) -> Tensor | None:
+        return None if values is None else fill(values, filler)
+
     return dataclasses.replace(
         rows,
         length_B=length_B,
-        position_N=torch.where(added_N, within_N, position_N),
+        position_N=torch.where(added_N, within_N, fill(rows.position_N, 0)),
         unit_N=fill(rows.unit_N, -1),
         part_N=fill(rows.part_N, 0),
-        values_NF=fill(rows.values_NF, 0.0),
-        token_N=fill(rows.token_N, pad_id),
-        geometry_N5=fill(rows.geometry_N5, 0.0),
+        values_NF=fill_if_set(rows.values_NF, 0.0),
+        token_N=fill_if_set(rows.token_N, pad_id),
+        geometry_N5=fill_if_set(rows.geometry_N5, 0.0),
     )

@@ -155,6 +155,7 @@ class Embeddings(nn.Module):
 
     def _input(self, name: str, rows: ModalityRows, seed: int, masked: bool) -> EmbedInput:
         embedder = self.embedders[name]
+        assert isinstance(embedder, Embedder)
         projected_ND, extra_ND = embedder(rows)
         return EmbedInput(
             modality=modality.names().index(name),

@@ -6,7 +6,7 @@ same values.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -67,10 +67,10 @@ def _owned(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter
 
 
 def _constant(module: nn.Module, name: str) -> float | None:
-    if hasattr(module, "initial_value"):
-        given = module.initial_value(name)
-        if given is not None:
-            return float(given)
+    own: Callable[[str], float | None] | None = getattr(module, "initial_value", None)
+    given = own(name) if own is not None else None
+    if given is not None:
+        return given
     if name.endswith("bias"):
         return 0.0
     if isinstance(module, nn.LayerNorm) or name.endswith("norm_weight"):

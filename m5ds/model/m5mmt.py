@@ -120,16 +120,17 @@ class M5ForPretraining(PreTrainedModel):
         """Nothing: `initialize` fills every parameter by name, which also works on ZeRO-3's shards."""
 
     @classmethod
-    def from_pretrained(cls, directory: Any, *args: Any, **kwargs: Any) -> "M5ForPretraining":
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
         """As `PreTrainedModel.from_pretrained`, but a missing, unexpected or mismatched key is a ValueError."""
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(directory, *args, output_loading_info=True, **kwargs)
+        kwargs["output_loading_info"] = True
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model, info = loaded
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if info.get(problem):
+                where = f"{pretrained_model_name_or_path}: {problem.replace('_', ' ')}"
                 listed = ", ".join(sorted(str(key) for key in info[problem]))
-                raise ValueError(
-                    f"{directory}: {problem.replace('_', ' ')}: {listed}; the files belong to another model"
-                )
+                raise ValueError(f"{where}: {listed}; the files belong to another model")
         return (model, info) if wants_info else model
 
     def no_weight_decay_names(self) -> set[str]:

@@ -7,6 +7,7 @@ changes.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -55,20 +56,21 @@ def _load(model: M5ForPretraining, name: str, directory: Path) -> list[str]:
         except (ValueError, OSError) as error:
             message = str(error)
     # Names travel with the error, so that every rank gathers the same parameters in the same order.
-    told = [message, list(values)]
+    told: list[Any] = [message, list(values)]
     if dist.is_initialized():
         dist.broadcast_object_list(told)
     if told[0] is not None:
         raise ValueError(told[0])
+    names: list[str] = told[1]
     parameters = dict(model.named_parameters())
-    for key in told[1]:
+    for key in names:
         parameter = parameters[key]
         with torch.no_grad(), gathered([parameter], writes=True):
             if key in values:
                 parameter.copy_(values[key])
             if dist.is_initialized() and not is_partitioned(parameter):
                 dist.broadcast(parameter, 0)
-    return told[1]
+    return names
 
 
 def bert_values(model: M5ForPretraining, name: str, directory: Path) -> dict[str, Tensor]:
