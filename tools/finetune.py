@@ -3,7 +3,7 @@
     deepspeed tools/finetune.py TASK --checkpoint RUN
         [--shards DIR] [--config YAML] [--ds_config JSON] [--resume auto|PATH] [--out DIR] [--untrained] [key=value ...]
 
-TASK is classification, clustering, coarse_retrieval, instance_retrieval or robustness.
+TASK is classification, clustering, coarse_retrieval, instance_retrieval, robustness, or all (the four with a report).
 `accelerate launch` and plain `python` start it too. Exit codes as of m5ds/pretrain.py.
 """
 

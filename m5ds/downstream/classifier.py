@@ -75,13 +75,13 @@ def _keyed_dropout(x_BH: Tensor, batch: Batch, probability: float, seed: int) ->
 
 
 class ProductClassifier(nn.Module):
-    """Encoder and head. Offers what the training step asks of a model: `names`, `tasks`, `pair_names`, `forward`."""
+    """Encoder and head. Offers what the training step asks of a model: `config`, `names`, `tasks`, `forward`, ..."""
 
     def __init__(self, encoder: M5ForPretraining, config: ClassificationConfig, num_classes: int, *, seed: int) -> None:
         """`seed` fills the head (and adapters) by parameter name. What the task does not train is frozen."""
         super().__init__()
         self.encoder = encoder
-        self.names = encoder.names
+        self.config, self.names = encoder.config, encoder.names
         self.modalities = config.shown(self.names)
         self.tasks, self.pair_names = {"label": TASK}, ()
         self.tuning = config.tuning

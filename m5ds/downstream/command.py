@@ -10,7 +10,8 @@ from m5ds.config import given_keys
 from m5ds.train import runtime
 from m5ds.train.command import Parser, find_file, guarded
 
-TASKS = ("classification", "clustering", "coarse_retrieval", "instance_retrieval", "robustness")
+EMBEDDING_TASKS = ("coarse_retrieval", "instance_retrieval", "clustering")
+TASKS = ("classification", *EMBEDDING_TASKS, "robustness", "all")
 CONFIG = "configs/downstream/quickstart.yaml"
 
 
@@ -70,34 +71,78 @@ def _run(arguments: argparse.Namespace) -> int:
     settings = downstream_settings.load(path, arguments.overrides)
     ds = ds_config.read(find_file(arguments.ds_config))
     settings = ds_config.merge(ds, settings, str(path), given_keys(path, arguments.overrides))
+    if arguments.task == "all" and (arguments.out or arguments.untrained):
+        raise ValueError("task all takes neither --out nor --untrained: it writes every stage under OUTPUT_DIR/NAME")
     runtime.start_process_group()
 
-    from m5ds.downstream import jobs
+    from m5ds.downstream.jobs import Evaluation, stage_of
     from m5ds.downstream.pretrained import load_pretrained
-    from m5ds.downstream.results import write_result
-    from m5ds.downstream.robustness import evaluate_robustness
 
     pretrained = load_pretrained(arguments.checkpoint, untrained=arguments.untrained)
-    shards = shards_of(arguments, pretrained)
-    stage = jobs.stage_of(pretrained, arguments.untrained)
-    if arguments.task == "classification":
-        code = _classification(arguments, settings, ds, pretrained, shards, stage)
+    evaluation = Evaluation(settings, shards_of(arguments, pretrained))
+    stage = stage_of(pretrained, arguments.untrained)
+    code = 0
+    if arguments.task == "all":
+        code = _all(arguments, evaluation, ds, pretrained)
+    elif arguments.task == "classification":
+        code, _ = _classification(arguments, evaluation, ds, pretrained, stage)
     else:
-        if arguments.task == "robustness":
-            result = evaluate_robustness(settings, pretrained, shards, stage=stage)
-        else:
-            result = jobs.evaluate_task(arguments.task, settings, pretrained, shards, stage=stage)
-        code = 0
-        if result is not None:
-            out = Path(arguments.out) if arguments.out else jobs.default_output(settings, arguments.task, stage)
-            write_result(out, result)
-            print(summary(result, out), flush=True)
+        _evaluate(arguments.task, arguments, evaluation, pretrained, stage)
     runtime.end_process_group()
     return code
 
 
-def _classification(arguments, settings, ds, pretrained, shards: str, stage: str) -> int:
-    from m5ds.downstream import finetune, jobs
+def _evaluate(task: str, arguments, evaluation, pretrained, stage: str) -> None:
+    from m5ds.downstream.jobs import evaluate_task, folder_of
+    from m5ds.downstream.results import write_result
+    from m5ds.downstream.robustness import evaluate_robustness
+
+    if task == "robustness":
+        result = evaluate_robustness(evaluation, pretrained, stage)
+    else:
+        result = evaluate_task(task, evaluation, pretrained, stage)
+    if result is not None:
+        out = Path(arguments.out) if arguments.out else folder_of(evaluation.settings) / f"{task}-{stage}"
+        write_result(out, result)
+        print(summary(result, out), flush=True)
+
+
+def _all(arguments, evaluation, ds, pretrained) -> int:
+    """Untrained, pretrained and finetuned: every task of each stage, then robustness and the report."""
+    from m5ds.downstream.jobs import Evaluation, folder_of
+    from m5ds.downstream.pretrained import load_pretrained
+    from m5ds.downstream.report import build, load_results, write_report
+    from m5ds.train import distributed
+
+    for stage in ("untrained", "pretrain"):
+        model = load_pretrained(arguments.checkpoint, untrained=True) if stage == "untrained" else pretrained
+        for task in EMBEDDING_TASKS:
+            _evaluate(task, arguments, evaluation, model, stage)
+    _evaluate("robustness", arguments, evaluation, pretrained, "pretrain")
+    code, directory = _classification(arguments, evaluation, ds, pretrained, "pretrain")
+    if code:
+        return code
+    settings = evaluation.settings
+    dense = {
+        name: dataclasses.replace(getattr(settings, name), states="dense")
+        for name in ("coarse_retrieval", "instance_retrieval", "clustering")
+    }
+    finetuned = Evaluation(dataclasses.replace(settings, **dense), evaluation.shards, evaluation.opened)
+    for task in EMBEDDING_TASKS:
+        _evaluate(task, arguments, finetuned, load_pretrained(directory), "finetune")
+    if distributed.rank() == 0:
+        folder = folder_of(settings)
+        stages = [f"{task}-{stage}" for task in EMBEDDING_TASKS for stage in ("untrained", "pretrain", "finetune")]
+        results = [folder / name for name in [*stages, "robustness-pretrain"]]
+        for path in write_report(build(load_results([*results, directory])), folder / "report"):
+            print(path, flush=True)
+    return 0
+
+
+def _classification(arguments, evaluation, ds, pretrained, stage: str) -> tuple[int, Path]:
+    """Finetune and test; the exit code and the run's folder, which also gets the result."""
+    from m5ds.downstream import finetune
+    from m5ds.downstream.jobs import classification_table
     from m5ds.downstream.pretrained import load_pretrained
     from m5ds.downstream.results import write_result
     from m5ds.train.monitor import Monitor
@@ -105,40 +150,34 @@ def _classification(arguments, settings, ds, pretrained, shards: str, stage: str
 
     if pretrained.head is not None:
         raise ValueError(f"{pretrained.source}: is finetuned already; pass its pretraining run as --checkpoint")
-    classes = jobs.class_choice(settings, shards)
-    model = finetune.build_classifier(settings, pretrained, classes)
-    beginning = dataclasses.replace(pretrained, head=model.head)
-    start = jobs.classification_table(settings, beginning, shards, name="before finetuning")
+    model = finetune.build_classifier(evaluation.settings, pretrained, evaluation.classes)
+    start = classification_table(evaluation, dataclasses.replace(pretrained, head=model.head), name="before finetuning")
     with StopRequest() as stop:
-        job = finetune.prepare(settings, pretrained, model, classes, shards, ds, arguments.resume)
+        job = finetune.prepare(evaluation, pretrained, model, ds, arguments.resume)
         with Monitor(job.directory, first_step=job.step, total_steps=job.total_steps) as monitor:
             monitor.say(finetune.describe(job))
             stop_signal = finetune.finetune(job, monitor, stop)
         job.sources.close()
     if stop_signal:
         if monitor.enabled:
-            name = signal.Signals(stop_signal).name
-            print(
-                f"stopped by {name} after {job.step} of {job.total_steps} steps; go on with --resume auto", flush=True
-            )
-        return 128 + stop_signal
+            done = f"stopped by {signal.Signals(stop_signal).name} after {job.step} of {job.total_steps} steps"
+            print(f"{done}; go on with --resume auto", flush=True)
+        return 128 + stop_signal, job.directory
     finetuned = load_pretrained(job.directory)
-    table = jobs.classification_table(settings, finetuned, shards)
+    table = classification_table(evaluation, finetuned)
     if table is not None:
-        # A finetuned model is always stage "finetune", unless the weights that it started from were not trained.
-        result = jobs.make_result(
+        # A finetuned model is of stage "finetune", unless the weights that it started from were not trained.
+        result = evaluation.result(
             "classification",
-            settings,
-            finetuned,
-            shards,
             "untrained" if stage == "untrained" else "finetune",
+            finetuned,
             [table, start],
             {"learning_curve": finetune.learning_curve(job.directory), "pretrained": pretrained.source},
         )
-        out = Path(arguments.out) if arguments.out else job.directory / "classification"
+        out = Path(arguments.out) if arguments.out else job.directory
         write_result(out, result)
         print(summary(result, out), flush=True)
-    return 0
+    return 0, job.directory
 
 
 def summary(result, out: Path) -> str:

@@ -6,13 +6,13 @@ The products of positions [start, stop) always come in the same batches, whateve
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 
 from m5ds import modality
 from m5ds.config import ModelConfig
-from m5ds.data.batch import Batch
+from m5ds.data.batch import Batch, ModalityRows
 from m5ds.data.decode import Decoder
 from m5ds.data.media import BadMedia
 from m5ds.data.micro_batch import MicroBatchMaker
@@ -22,6 +22,9 @@ from m5ds.data.tokenizer import Tokenizer
 from m5ds.kernels import philox
 
 Transform = Callable[[RawProduct], RawProduct]
+
+KEPT_BYTES = 256 << 20
+"""Decoded rows of a split that stay in memory, so that a small split is decoded once for all tasks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,15 +70,17 @@ class EvaluationData:
             modality_dropout=0.0,
         )
         self.batch_size, self._num_threads = batch_size, num_threads
+        self._kept: dict[tuple[Place, ...], EvaluationBatch] = {}
+        self._kept_bytes = 0
 
     @property
     def num_products(self) -> int:
         return self.reader.num_products
 
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[EvaluationBatch]:
-        """The products of positions [start, stop) in order."""
+        """The products of positions [start, stop) in order. Batches are kept for the next pass up to KEPT_BYTES."""
         places = self._order.places(start, (self.num_products if stop is None else stop) - start)
-        cuts = [places[i : i + self.batch_size] for i in range(0, len(places), self.batch_size)]
+        cuts = [tuple(places[i : i + self.batch_size]) for i in range(0, len(places), self.batch_size)]
         with ThreadPoolExecutor(self._num_threads) as threads:
             ahead = deque()
             for cut in cuts:
@@ -85,7 +90,17 @@ class EvaluationData:
             while ahead:
                 yield ahead.popleft().result()
 
-    def _prepare(self, places: list[Place]) -> EvaluationBatch:
+    def _prepare(self, places: tuple[Place, ...]) -> EvaluationBatch:
+        if places in self._kept:
+            return self._kept[places]
+        made = self._make(places)
+        size = sum(_num_bytes(rows) for rows in made.batch.modalities.values())
+        if self._kept_bytes + size <= KEPT_BYTES:
+            self._kept[places] = made
+            self._kept_bytes += size
+        return made
+
+    def _make(self, places: tuple[Place, ...]) -> EvaluationBatch:
         products = [self.reader.read(place.shard, place.index) for place in places]
         if self._transform is not None:
             products = [self._transform(product) for product in products]
@@ -93,6 +108,11 @@ class EvaluationData:
         return EvaluationBatch(
             batch=prepared.batch, group=[product.group for product in products], bad_media=prepared.bad_media
         )
+
+
+def _num_bytes(rows: ModalityRows) -> int:
+    values = (getattr(rows, field.name) for field in fields(rows))
+    return sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))
 
 
 def use_file(index: int) -> Transform:

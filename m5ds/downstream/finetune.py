@@ -11,6 +11,7 @@ from m5ds.config import RunConfig
 from m5ds.data.batch import Batch
 from m5ds.downstream import settings as downstream_settings
 from m5ds.downstream.classifier import TASK, ProductClassifier
+from m5ds.downstream.jobs import Evaluation, folder_of
 from m5ds.downstream.labels import ClassChoice
 from m5ds.downstream.pretrained import BEST, Pretrained
 from m5ds.downstream.settings import DownstreamConfig
@@ -71,18 +72,13 @@ def build_classifier(settings: DownstreamConfig, pretrained: Pretrained, classes
 
 
 def prepare(
-    settings: DownstreamConfig,
-    pretrained: Pretrained,
-    model: ProductClassifier,
-    classes: ClassChoice,
-    shards: str,
-    ds: ds_config.DeepSpeedJson,
-    resume: str,
+    evaluation: Evaluation, pretrained: Pretrained, model: ProductClassifier, ds: ds_config.DeepSpeedJson, resume: str
 ) -> FinetuneJob:
     """The job at the step that it goes on from. Collective. `ValueError` for a checkpoint of another run."""
+    settings, shards, classes = evaluation.settings, evaluation.shards, evaluation.classes
     config = RunConfig(
-        name=settings.name,
-        output_dir=settings.output_dir,
+        name=TASK,
+        output_dir=str(folder_of(settings)),
         seed=settings.seed,
         data=settings.data,
         model=pretrained.model.spec,

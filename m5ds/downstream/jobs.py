@@ -1,15 +1,17 @@
-"""The tasks from a checkpoint and shards to results: embed, score, record. All functions are collective.
+"""The tasks from a checkpoint and shards to results: embed, score, record. Everything that embeds is collective.
 
 Shape letters: N products, C categories.
 """
 
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m5ds.data.manifest import read_manifest
+from m5ds.data.manifest import Manifest, read_manifest
 from m5ds.data.reader import ShardReader
 from m5ds.downstream import settings as downstream_settings
 from m5ds.downstream import tasks
@@ -28,69 +30,87 @@ def stage_of(pretrained: Pretrained, untrained: bool) -> str:
     return "untrained" if untrained else "pretrain" if pretrained.head is None else "finetune"
 
 
-def evaluate_task(
-    task: str, settings: DownstreamConfig, pretrained: Pretrained, shards: str, *, stage: str
-) -> Result | None:
+@dataclass
+class Evaluation:
+    """Settings and shards of one process, and what several tasks over them share.
+
+    The decoded test split is kept while it is small, so all models that pass through must read it alike: a pretrained
+    one, its initial weights, and what was finetuned from it do.
+    """
+
+    settings: DownstreamConfig
+    shards: str
+    opened: dict[str, EvaluationData] = field(default_factory=dict)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        return read_manifest(self.shards)
+
+    @cached_property
+    def train_label_N(self) -> NDArray[np.int64]:
+        return read_labels(ShardReader(self.shards, "train"))
+
+    @cached_property
+    def uncertainty(self) -> tasks.Uncertainty:
+        """Intervals and frequency groups as configured."""
+        return tasks.Uncertainty(
+            num_replicates=self.settings.num_replicates,
+            seed=self.settings.seed,
+            train_label_N=self.train_label_N,
+            rule=tasks.RULES[self.settings.frequency],
+        )
+
+    @cached_property
+    def classes(self) -> ClassChoice:
+        """The categories that a classifier learns, by the configured policy for rare ones. `ValueError` as there."""
+        return choose_classes(
+            self.train_label_N,
+            self.manifest.categories,
+            minimum=self.settings.classification.min_class_products,
+            rare=self.settings.classification.rare_classes,
+        )
+
+    def all_labels(self) -> NDArray[np.int64]:
+        """Labels of every product of every split: the released code's whole ground truth."""
+        return np.concatenate([read_labels(ShardReader(self.shards, split)) for split in self.manifest.splits])
+
+    def data(self, pretrained: Pretrained, name: str = "", transform: Transform | None = None) -> EvaluationData:
+        """The test split as this model reads it; `name` tells transforms apart."""
+        if name not in self.opened:
+            self.opened[name] = EvaluationData(
+                self.shards,
+                self.settings.test_split,
+                pretrained.model.spec,
+                pretrained.tokenizer,
+                batch_size=self.settings.batch_size,
+                num_threads=self.settings.data.num_threads,
+                transform=transform,
+            )
+        return self.opened[name]
+
+    def result(
+        self, task: str, stage: str, pretrained: Pretrained, tables: list[Table], extras: dict[str, Any]
+    ) -> Result:
+        """The record of a task on the test split."""
+        return Result(
+            task=task,
+            stage=stage,
+            source=pretrained.source,
+            fingerprint=pretrained.fingerprint,
+            shards=str(self.shards),
+            manifest_hash=self.manifest.hash,
+            split=self.settings.test_split,
+            settings=downstream_settings.to_dict(self.settings),
+            tables=tables,
+            extras=extras,
+        )
+
+
+def evaluate_task(task: str, evaluation: Evaluation, pretrained: Pretrained, stage: str) -> Result | None:
     """clustering, coarse_retrieval or instance_retrieval on the test split; the result on rank 0, None elsewhere."""
     run = {"clustering": _clustering, "coarse_retrieval": _coarse, "instance_retrieval": _instance}[task]
-    found = run(settings, pretrained, shards)
-    if found is None:
-        return None
-    return make_result(task, settings, pretrained, shards, stage, *found)
-
-
-def make_result(
-    task: str,
-    settings: DownstreamConfig,
-    pretrained: Pretrained,
-    shards: str,
-    stage: str,
-    tables: list[Table],
-    extras: dict[str, Any],
-) -> Result:
-    """The record of a task on the test split."""
-    return Result(
-        task=task,
-        stage=stage,
-        source=pretrained.source,
-        fingerprint=pretrained.fingerprint,
-        shards=str(shards),
-        manifest_hash=read_manifest(shards).hash,
-        split=settings.test_split,
-        settings=downstream_settings.to_dict(settings),
-        tables=tables,
-        extras=extras,
-    )
-
-
-def open_data(
-    settings: DownstreamConfig, pretrained: Pretrained, shards: str, transform: Transform | None = None
-) -> EvaluationData:
-    """The test split as this model reads it."""
-    return EvaluationData(
-        shards,
-        settings.test_split,
-        pretrained.model.spec,
-        pretrained.tokenizer,
-        batch_size=settings.batch_size,
-        num_threads=settings.data.num_threads,
-        transform=transform,
-    )
-
-
-def uncertainty_of(settings: DownstreamConfig, shards: str) -> tasks.Uncertainty:
-    """Intervals and frequency groups as configured."""
-    return tasks.Uncertainty(
-        num_replicates=settings.num_replicates,
-        seed=settings.seed,
-        train_label_N=read_labels(ShardReader(shards, "train")),
-        rule=tasks.RULES[settings.frequency],
-    )
-
-
-def all_labels(shards: str) -> NDArray[np.int64]:
-    """Labels of every product of every split: the released code's whole ground truth."""
-    return np.concatenate([read_labels(ShardReader(shards, split)) for split in read_manifest(shards).splits])
+    found = run(evaluation, pretrained)
+    return None if found is None else evaluation.result(task, stage, pretrained, *found)
 
 
 def feature_options(config: RetrievalConfig, modalities: tuple[str, ...]) -> FeatureOptions:
@@ -106,7 +126,7 @@ def _chosen(names: list[str] | None, pretrained: Pretrained) -> tuple[str, ...]:
 
 
 def _sides(
-    config: RetrievalConfig, settings: DownstreamConfig, pretrained: Pretrained, shards: str
+    config: RetrievalConfig, evaluation: Evaluation, pretrained: Pretrained
 ) -> tuple[EmbeddingSet, EmbeddingSet] | None:
     """Queries and gallery; embedded together where they differ in what is shown only."""
     options = [
@@ -115,74 +135,60 @@ def _sides(
     ]
     if config.instance == "file":
         sides = [
-            encode_split(pretrained, open_data(settings, pretrained, shards, use_file(number)), [Request(options=one)])
+            encode_split(
+                pretrained, evaluation.data(pretrained, f"file {number}", use_file(number)), [Request(options=one)]
+            )
             for number, one in zip((config.query_file, 0), options, strict=True)
         ]
         return None if sides[0] is None or sides[1] is None else (sides[0][0], sides[1][0])
-    requests = [Request(options=one) for one in dict.fromkeys(options)]
-    sets = encode_split(pretrained, open_data(settings, pretrained, shards), requests)
+    sets = encode_split(
+        pretrained, evaluation.data(pretrained), [Request(options=one) for one in dict.fromkeys(options)]
+    )
     return None if sets is None else (sets[0], sets[-1])
 
 
-def _coarse(settings: DownstreamConfig, pretrained: Pretrained, shards: str):
-    sides = _sides(settings.coarse_retrieval, settings, pretrained, shards)
+def _coarse(evaluation: Evaluation, pretrained: Pretrained):
+    config = evaluation.settings.coarse_retrieval
+    sides = _sides(config, evaluation, pretrained)
     if sides is None:
         return None
-    uncertainty = uncertainty_of(settings, shards)
-    return tasks.coarse_retrieval(*sides, settings.coarse_retrieval, uncertainty, all_labels(shards))
+    return tasks.coarse_retrieval(*sides, config, evaluation.uncertainty, evaluation.all_labels())
 
 
-def _instance(settings: DownstreamConfig, pretrained: Pretrained, shards: str):
-    sides = _sides(settings.instance_retrieval, settings, pretrained, shards)
-    if sides is None:
-        return None
-    return tasks.instance_retrieval(*sides, settings.instance_retrieval, uncertainty_of(settings, shards))
+def _instance(evaluation: Evaluation, pretrained: Pretrained):
+    config = evaluation.settings.instance_retrieval
+    sides = _sides(config, evaluation, pretrained)
+    return None if sides is None else tasks.instance_retrieval(*sides, config, evaluation.uncertainty)
 
 
-def _clustering(settings: DownstreamConfig, pretrained: Pretrained, shards: str):
-    config = settings.clustering
-    modalities = _chosen(config.modalities, pretrained)
-    if config.states == "dense":
-        options = FeatureOptions(modalities=modalities, states="dense", operation="concat")
-    else:
-        options = FeatureOptions(modalities=modalities, states=config.states, operation=config.operation)
-    sets = encode_split(pretrained, open_data(settings, pretrained, shards), [Request(options=options)])
-    if sets is None:
-        return None
-    tables = tasks.clustering(sets[0], config, uncertainty_of(settings, shards))
-    return tables, {"projection": projection(sets[0])}
-
-
-def classification_table(
-    settings: DownstreamConfig, pretrained: Pretrained, shards: str, *, name: str = "test"
-) -> Table | None:
-    """The finetuned model's table on the test split; None on ranks other than 0. `ValueError` without a head."""
-    config = settings.classification
+def _clustering(evaluation: Evaluation, pretrained: Pretrained):
+    config = evaluation.settings.clustering
     options = FeatureOptions(
-        modalities=config.shown(pretrained.model.names), states="dense", operation="concat", normalized=False
+        modalities=_chosen(config.modalities, pretrained),
+        states=config.states,
+        operation="concat" if config.states == "dense" else config.operation,
     )
-    sets = encode_split(pretrained, open_data(settings, pretrained, shards), [Request(options=options)])
+    sets = encode_split(pretrained, evaluation.data(pretrained), [Request(options=options)])
     if sets is None:
         return None
-    products = sets[0]
+    return tasks.clustering(sets[0], config, evaluation.uncertainty), {"projection": projection(sets[0])}
+
+
+def classification_table(evaluation: Evaluation, pretrained: Pretrained, name: str = "test") -> Table | None:
+    """A model with a classifier's head on the test split; None on ranks other than 0."""
     assert pretrained.head is not None
-    return tasks.classification(
-        products.ids,
-        products.label_N,
-        pretrained.head.logits(products.vector_ND),
-        class_choice(settings, shards),
-        uncertainty_of(settings, shards),
-        name,
+    options = FeatureOptions(
+        modalities=evaluation.settings.classification.shown(pretrained.model.names),
+        states="dense",
+        operation="concat",
+        normalized=False,
     )
-
-
-def class_choice(settings: DownstreamConfig, shards: str) -> ClassChoice:
-    """The categories that the classifier learns, by the configured policy for rare ones."""
-    return choose_classes(
-        read_labels(ShardReader(shards, "train")),
-        read_manifest(shards).categories,
-        minimum=settings.classification.min_class_products,
-        rare=settings.classification.rare_classes,
+    sets = encode_split(pretrained, evaluation.data(pretrained), [Request(options=options)])
+    if sets is None:
+        return None
+    logits_NC = pretrained.head.logits(sets[0].vector_ND)
+    return tasks.classification(
+        sets[0].ids, sets[0].label_N, logits_NC, evaluation.classes, evaluation.uncertainty, name
     )
 
 
@@ -198,6 +204,6 @@ def projection(products: EmbeddingSet, limit: int = 2000) -> dict[str, Any]:
     return {"xy": np.round(xy_N2, 2).tolist(), "label": products.label_N[rows].tolist()}
 
 
-def default_output(settings: DownstreamConfig, task: str, stage: str) -> Path:
-    """Where a task's result goes unless --out says otherwise."""
-    return Path(settings.output_dir) / settings.name / f"{task}-{stage}"
+def folder_of(settings: DownstreamConfig) -> Path:
+    """Where this configuration's results go, one folder a task and stage."""
+    return Path(settings.output_dir) / settings.name

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 
 from m5ds.data.batch import Batch
-from m5ds.downstream import jobs
 from m5ds.downstream.embeddings import EmbeddingSet
 from m5ds.downstream.encoding import Request, encode_split, with_policy
 from m5ds.downstream.evaluation_data import damage_files
 from m5ds.downstream.features import FeatureOptions
+from m5ds.downstream.jobs import Evaluation, feature_options
 from m5ds.downstream.presence import missing_at_random, shuffled_pairs, subsets, with_presence
 from m5ds.downstream.pretrained import Pretrained
 from m5ds.downstream.results import Result, Table
 from m5ds.downstream.retrieval import category_codes, evaluate_retrieval
 from m5ds.downstream.settings import DownstreamConfig
-from m5ds.downstream.tasks import Uncertainty, retrieval_table
+from m5ds.downstream.tasks import retrieval_table
 
 KS = (1, 10)
 
@@ -43,9 +43,9 @@ def conditions(settings: DownstreamConfig, names: tuple[str, ...], policy: str) 
     """Subsets, missing rates (random, then each modality alone) and shuffled pairs, under one policy."""
     config, found = settings.robustness, []
 
-    def add(name: str, modalities: tuple[str, ...], variant: Callable[[Batch], Batch] | None, **facts: Any) -> None:
+    def add(name: str, shown: tuple[str, ...], variant: Callable[[Batch], Batch] | None, **facts: Any) -> None:
         facts |= {"policy": policy}
-        found.append(Condition(name=f"{policy}: {name}", facts=facts, modalities=modalities, variant=variant))
+        found.append(Condition(name=f"{policy}: {name}", facts=facts, modalities=shown, variant=variant))
 
     for subset in subsets(names) if config.subsets else [names]:
         add("+".join(subset), subset, None, kind="subset", modalities=list(subset))
@@ -66,28 +66,24 @@ def _lose(batch: Batch, rates: dict[str, float], seed: int) -> Batch:
     return with_presence(batch, missing_at_random(batch, rates, seed))
 
 
-def evaluate_robustness(
-    settings: DownstreamConfig, pretrained: Pretrained, shards: str, *, stage: str
-) -> Result | None:
+def evaluate_robustness(evaluation: Evaluation, pretrained: Pretrained, stage: str) -> Result | None:
     """Every condition under every policy; the result on rank 0, None elsewhere. Collective.
 
     A condition under which no query can be scored (no product has the modality) is left out and named in
     `extras["not_scored"]`.
     """
+    settings, config = evaluation.settings, evaluation.settings.coarse_retrieval
     names, own_policy = pretrained.model.names, pretrained.model.spec.absent
-    config = settings.coarse_retrieval
     tables: list[Table] = []
     not_scored: dict[str, str] = {}
-    uncertainty = jobs.uncertainty_of(settings, shards)
     for policy in settings.robustness.policies or [own_policy]:
         with_policy(pretrained, policy)
         chosen = conditions(settings, names, policy)
-        clean = jobs.open_data(settings, pretrained, shards)
-        batches = [(clean, chosen)]
+        batches = [(evaluation.data(pretrained), chosen)]
         for rate in settings.robustness.noise_rates:
             facts = {"kind": "damaged", "rate": rate, "policy": policy}
             condition = Condition(name=f"{policy}: damaged files {rate:g}", facts=facts, modalities=names)
-            damaged = jobs.open_data(settings, pretrained, shards, damage_files(rate, settings.seed))
+            damaged = evaluation.data(pretrained, f"damaged {rate}", damage_files(rate, settings.seed))
             batches.append((damaged, [condition]))
         for data, wanted in batches:
             requests = [
@@ -95,33 +91,27 @@ def evaluate_robustness(
                 for condition in wanted
             ]
             sets = encode_split(pretrained, data, requests, progress=f"robustness ({policy})")
-            for condition, products in zip(wanted, sets or [], strict=True) if sets else ():
+            for condition, products in zip(wanted, sets, strict=True) if sets else ():
                 try:
-                    tables.append(_table(condition, products, pretrained, settings, shards, uncertainty))
+                    tables.append(_table(condition, products, pretrained, evaluation))
                 except ValueError as error:
                     not_scored[condition.name] = str(error)
     with_policy(pretrained, own_policy)
     if not tables:
         return None
-    return jobs.make_result("robustness", settings, pretrained, shards, stage, tables, {"not_scored": not_scored})
+    extras = {"not_scored": not_scored}
+    return evaluation.result("robustness", stage, pretrained, tables, extras)
 
 
 def _options(config, pretrained: Pretrained, modalities: tuple[str, ...]) -> FeatureOptions:
     if pretrained.head is not None:
         return FeatureOptions(modalities=modalities, states="dense", operation="concat", normalized=False)
-    return jobs.feature_options(config, modalities)
+    return feature_options(config, modalities)
 
 
-def _table(
-    condition: Condition,
-    products: EmbeddingSet,
-    pretrained: Pretrained,
-    settings: DownstreamConfig,
-    shards: str,
-    uncertainty: Uncertainty,
-) -> Table:
+def _table(condition: Condition, products: EmbeddingSet, pretrained: Pretrained, evaluation: Evaluation) -> Table:
     codes = category_codes(products, "products")
-    if pretrained.head is not None and settings.coarse_retrieval.normalized:
+    if pretrained.head is not None and evaluation.settings.coarse_retrieval.normalized:
         norm_N1 = np.linalg.norm(products.vector_ND, axis=1, keepdims=True)
         unit_ND = products.vector_ND / np.maximum(norm_N1, 1e-12)
     else:
@@ -136,15 +126,15 @@ def _table(
         ks=KS,
         score_empty=condition.facts["kind"] != "subset",
     )
-    table = retrieval_table(condition.name, result, uncertainty, labelled=False)
+    table = retrieval_table(condition.name, result, evaluation.uncertainty, labelled=False)
     table.facts |= condition.facts
     table.values = {"ap@10": result.scores["ap@10"]}
     if pretrained.head is not None:
-        classes = jobs.class_choice(settings, shards)
+        classes = evaluation.classes
         shown = np.flatnonzero(~products.empty_N)
         logits_NC = pretrained.head.logits(products.vector_ND[shown])
         label_N = classes.apply(products.label_N[shown])
         known = label_N >= 0
         correct = (np.where(classes.count_C > 0, logits_NC, -np.inf).argmax(1) == label_N)[known].astype(np.float64)
-        table.metrics["accuracy"] = uncertainty.mean(correct, [products.ids[i] for i in shown[known]])
+        table.metrics["accuracy"] = evaluation.uncertainty.mean(correct, [products.ids[i] for i in shown[known]])
     return table
