@@ -63,7 +63,8 @@ def video_rows(values_KT3HW: Tensor, spec: VideoTubes) -> list[ProductRows]:
     num, size, patch = values_KT3HW.shape[0], spec.size // spec.patch, spec.patch
     expected = (spec.frames, 3, spec.size, spec.size)
     assert values_KT3HW.shape[1:] == expected, f"{tuple(values_KT3HW.shape)} for clips of {expected}"
-    grid = values_KT3HW.reshape(num, -1, spec.tube_frames, 3, size, patch, size, patch).permute(0, 1, 4, 6, 2, 3, 5, 7)
+    steps, frames = spec.frames // spec.tube_frames, spec.tube_frames
+    grid = values_KT3HW.reshape(num, steps, frames, 3, size, patch, size, patch).permute(0, 1, 4, 6, 2, 3, 5, 7)
     return [_numbered(rows_NF) for rows_NF in grid.reshape(num, spec.max_rows, spec.dim)]
 
 

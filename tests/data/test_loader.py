@@ -18,7 +18,7 @@ from m5ds.data.loader import Loader
 from m5ds.data.manifest import CorruptShardError
 from m5ds.data.micro_batch import MicroBatchMaker
 from m5ds.data.quickstart import prepare_quickstart
-from m5ds.data.reader import ShardReader
+from m5ds.data.reader import Media, ShardReader
 from m5ds.data.shards import BuildOptions, build_shards
 from m5ds.data.tokenizer import load_tokenizer, train_tokenizer
 from m5ds.inputs import (
@@ -254,6 +254,16 @@ def test_the_products_next_file_is_tried_and_every_bad_one_recorded_once(prepare
     assert made.num_decoded == 5
     alone = maker.make([replace(good, media={"image": [picture]})], [0])
     assert torch.equal(made.batch.modalities["image"].values_NF, alone.batch.modalities["image"].values_NF)
+
+
+def test_a_batch_whose_every_file_is_damaged_is_all_absences(prepared, decoder):
+    """Reshaping zero clips into tubes once crashed the loader."""
+    product = ShardReader(prepared / "shards", "train").read(0, 0)
+    media = {name: [Media(f"junk.{name}", b"junk" * 50)] for name in ("image", "video", "audio")}
+    damaged = replace(product, media=media, present=frozenset(media))
+    made = MicroBatchMaker(INPUTS, load_tokenizer(prepared / "tokenizer"), decoder).make([damaged] * 2, [0, 0])
+    assert not made.batch.present_BM.any() and made.batch.num_tokens == 0
+    assert len(made.bad_media) == made.num_decoded == 6
 
 
 def test_products_without_text_or_attributes_lack_those_modalities(prepared, decoder):
