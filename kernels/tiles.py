@@ -40,35 +40,40 @@ def padded_head_dim(head_dim: int) -> int:
     return 1 << (head_dim - 1).bit_length()
 
 
-_SHORT = Tile(32, 32, 4, 2)
-_LONG: dict[tuple[str, str, int], Tile] = {}
-"""Tiles for long segments by (kernel, architecture, padded head dim), two-byte inputs."""
-
-
 def attention_tile(kernel: str, arch: str, head_dim: int, itemsize: int, size: str) -> Tile:
     """Tile of `kernel` (ATTENTION_KERNELS) for inputs of `itemsize` bytes; `KeyError` outside the table."""
     return _ATTENTION[kernel, arch, padded_head_dim(head_dim), itemsize, size]
 
 
-def _long(kernel: str, arch: str, dim: int) -> Tile:
-    if kernel == "fwd" and dim <= 64:
-        return Tile(128, 64, 8, 2) if arch != "sm_80" else Tile(64, 64, 4, 2)
-    if dim <= 64:
-        return Tile(64, 64, 8 if arch == "sm_100" else 4, 2)
-    return Tile(64, 64, 8, 2)
+def _two_bytes(kernel: str, arch: str, dim: int, size: str) -> Tile:
+    """bf16 and fp16 on tensor cores. A short segment is one or two steps, too few to pipeline: one stage."""
+    if size == "short":
+        return Tile(32, 32, 4, 1)
+    wide = dim == 128
+    if kernel == "fwd":
+        return Tile(64, 64, 8, 2) if wide and arch == "sm_80" else Tile(128, 64, 8, 2)
+    if kernel == "bwd_dq":
+        return Tile(64, 64, 8 if wide else 4, 2)
+    if arch == "sm_80":
+        return Tile(32, 64, 8 if wide else 4, 2)
+    return Tile(32 if wide else 64, 64, 8, 2)
 
 
-def _table() -> dict[tuple[str, str, int, int, str], Tile]:
-    """Shown by kernels/aot.py to run without spills (docs/kernels.md). fp32 has no tensor cores here: small tiles."""
-    table = {}
-    for kernel in ATTENTION_KERNELS:
-        for arch in ARCHITECTURES:
-            for dim in (32, 64, 128):
-                table[kernel, arch, dim, 2, "short"] = _SHORT
-                table[kernel, arch, dim, 2, "long"] = _long(kernel, arch, dim)
-                table[kernel, arch, dim, 4, "short"] = Tile(16, 16, 4, 1)
-                table[kernel, arch, dim, 4, "long"] = Tile(32, 32, 8, 1)
-    return table
+def _four_bytes(kernel: str, dim: int, size: str) -> Tile:
+    """fp32 with IEEE products has no tensor cores, and its operands fill registers: small tiles, one stage."""
+    if dim == 128 or size == "short":
+        return Tile(16, 16, 8 if kernel == "bwd_dq" and dim == 128 else 4, 1)
+    return Tile(32, 32, 8, 1) if kernel == "bwd_dq" else Tile(32, 16, 8, 1)
 
 
-_ATTENTION = _table()
+_ATTENTION = {
+    (kernel, arch, dim, itemsize, size): (
+        _two_bytes(kernel, arch, dim, size) if itemsize == 2 else _four_bytes(kernel, dim, size)
+    )
+    for kernel in ATTENTION_KERNELS
+    for arch in ARCHITECTURES
+    for dim in (32, 64, 128)
+    for itemsize in (2, 4)
+    for size in SIZES
+}
+"""By kernel, architecture, padded head dim, bytes an element, size class. kernels/aot.py shows that none spills."""
