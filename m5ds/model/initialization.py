@@ -54,7 +54,9 @@ def initialize(model: nn.Module, seed: int, std: float) -> None:
 
 def normal(shape: torch.Size, seed: int, name: str, std: float) -> Tensor:
     """float32 [shape] of N(0, std) for the parameter of that name, drawn on the CPU."""
-    return torch.randn(shape, generator=generator_for(seed, name), dtype=torch.float32) * std
+    # Not torch.randn: zero.Init replaces it by one that draws on the rank's GPU and rounds to bf16.
+    generator = generator_for(seed, name)
+    return torch.normal(0.0, std, tuple(shape), generator=generator, dtype=torch.float32, device="cpu")
 
 
 def _owned(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:

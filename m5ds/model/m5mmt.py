@@ -151,7 +151,7 @@ class M5ForPretraining(PreTrainedModel):
         counts: dict[str, int] | None = None,
         seed: int = 0,
         masked: bool = True,
-        gather: Gather | None = None,
+        gather: Gather | ContrastivePool | None = None,
     ) -> M5Output:
         """One micro-batch, its rows on the model's device.
 
@@ -238,7 +238,7 @@ class M5ForPretraining(PreTrainedModel):
         index: RowIndex,
         masks: list[Tensor] | None,
         counts: dict[str, int],
-        gather: Gather,
+        gather: Gather | ContrastivePool,
     ) -> None:
         tasks = self.tasks if masks is not None else {}
         pair_names = [pair_name(first, second) for first, second in self.pair_names]
@@ -249,8 +249,9 @@ class M5ForPretraining(PreTrainedModel):
         active += [counts[name] > 0 for name in pair_names]
         weights: HarmonyWeights = self.harmony(output.fused_BMD, output.present_BM, tuple(active))
         total = torch.zeros((), device=output.unimodal_BMD.device)
+        features_only = isinstance(gather, ContrastivePool) and gather.collecting
         for m, name in enumerate(self.names):
-            if name not in tasks:
+            if name not in tasks or features_only:
                 continue
             assert masks is not None
             summed = self._masked_loss(m, name, masks[m], output, batch, index, weights)
@@ -258,13 +259,21 @@ class M5ForPretraining(PreTrainedModel):
             scale = self.spec.modalities[name].loss_weight
             total = total + loss * (scale if weights.task_scale_M is None else scale * weights.task_scale_M[m])
         if pair_names:
+            share_P = torch.tensor([1.0 / max(counts[name], 1) for name in pair_names], device=total.device)
+            factor_P = torch.full_like(share_P, self.spec.contrastive.weight)
+            if weights.pair_scale_P is not None:
+                factor_P = factor_P * weights.pair_scale_P
             summed_P = self.contrastive(
-                output.unimodal_BMD, output.present_BM, gather, weights.pair_logit_BP, weights.pair_loss_BP
+                output.unimodal_BMD,
+                output.present_BM,
+                gather,
+                weights.pair_logit_BP,
+                weights.pair_loss_BP,
+                (share_P * factor_P).detach(),
             )
-            for p, name in enumerate(pair_names):
-                loss = output.losses[name] = summed_P[p] / max(counts[name], 1)
-                scale = self.spec.contrastive.weight
-                total = total + loss * (scale if weights.pair_scale_P is None else scale * weights.pair_scale_P[p])
+            loss_P = summed_P * share_P
+            output.losses.update(zip(pair_names, loss_P.unbind(), strict=True))
+            total = total + (loss_P * factor_P).sum()
         if weights.penalty is not None:
             # Once per optimizer step: every micro-batch bears its products' share.
             total = total + weights.penalty * (batch.num_products / max(counts[PRODUCTS], 1))

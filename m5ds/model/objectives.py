@@ -46,14 +46,21 @@ class Contrastive(nn.Module):
         self,
         features_BMR: Tensor,
         present_BM: Tensor,
-        gather: Gather,
+        gather: Gather | ContrastivePool,
         logit_weight_BP: Tensor | None,
         loss_weight_BP: Tensor | None,
+        coefficient_P: Tensor,
     ) -> Tensor:
-        """Local sums of the loss, mean of both directions: fp32 [P]. Every rank calls it, whatever its batch holds."""
-        keys_CMR, keys_present_CM, row_offset = gather(features_BMR, present_BM)
+        """Local sums of the loss, mean of both directions: fp32 [P]. Every rank calls it, whatever its batch holds.
+
+        `coefficient_P` is what the total multiplies each sum with; a pool needs it before the total is known.
+        """
         device = features_BMR.device
         log_scale = wide(self.logit_scale[0]) if self.learned else torch.tensor(self.initial_log_scale, device=device)
+        scale = log_scale.clamp(max=MAX_LOG_SCALE).exp()
+        if isinstance(gather, ContrastivePool):
+            return gather(features_BMR, present_BM, scale, logit_weight_BP, loss_weight_BP, coefficient_P)
+        keys_CMR, keys_present_CM, row_offset = gather(features_BMR, present_BM)
         loss_P2 = presence_contrastive(
             features_BMR,
             keys_CMR,
@@ -61,7 +68,7 @@ class Contrastive(nn.Module):
             keys_present_CM,
             torch.arange(features_BMR.shape[0], device=device) + row_offset,
             self.pairs,
-            log_scale.clamp(max=MAX_LOG_SCALE).exp(),
+            scale,
             logit_weight_BP,
             loss_weight_BP,
         )
