@@ -15,8 +15,6 @@ import torch
 from nvidia.dali import types
 from torch import Tensor
 
-from m5ds.data.media import Box
-
 
 class DaliRuntime:
     """Where DALI runs: one device, `num_threads` workers for each calling thread."""
@@ -43,10 +41,11 @@ class DaliRuntime:
         """DALI's name of the device."""
         return "gpu" if self.on_gpu else "cpu"
 
-    def images(self, files: Sequence[bytes], alpha: bool) -> list[Any]:
+    def images(self, files: Sequence[bytes], alpha: bool) -> list[Tensor]:
         """uint8 [H, W, 3] (or 4 with `alpha`) for every picture, turned as EXIF says; raises where one is damaged."""
         output = types.ANY_DATA if alpha else types.RGB
-        return list(ndd.decoders.image(_encoded(files), device=self.name, output_type=output).tensors)
+        pictures = ndd.decoders.image(_encoded(files), device=self.name, output_type=output)
+        return [torch.from_dlpack(picture) for picture in pictures.tensors]
 
     def video(self, data: bytes, frames: Sequence[int]) -> list[Tensor]:
         """uint8 [H, W, 3] frames of one clip, by their numbers in presentation order."""
@@ -64,17 +63,6 @@ class DaliRuntime:
         in_rates = ndd.as_batch([np.float32(value) for value in rates])
         resampled = ndd.audio_resample(ndd.as_batch(list(waves)), in_rate=in_rates, out_rate=float(rate))
         return [torch.from_dlpack(wave) for wave in resampled.tensors]
-
-    def resize(self, pictures: Sequence[Any], boxes: Sequence[Box], size: int) -> Tensor:
-        """float32 [K, size, size, 3] in 0..255: the box of every uint8 [H, W, 3] picture, resized with antialiasing."""
-        start = ndd.as_batch([np.array((box.top, box.left), np.float32) for box in boxes])
-        end = ndd.as_batch([np.array((box.bottom, box.right), np.float32) for box in boxes])
-        batch = ndd.as_batch(list(pictures), layout="HWC", device=self.name)
-        resized = ndd.resize(
-            batch, size=[size, size], roi_start=start, roi_end=end, dtype=ndd.float32, interp_type=types.INTERP_LINEAR
-        )
-        # Rounding may leave the range. A new tensor, since the batch is DALI's memory, which the next call may reuse.
-        return torch.from_dlpack(ndd.as_tensor(resized)).clamp(0.0, 255.0)
 
 
 def _encoded(files: Sequence[bytes]) -> Any:

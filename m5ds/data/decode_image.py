@@ -16,6 +16,7 @@ from torch import Tensor
 from m5ds.data.dali_runtime import DaliRuntime
 from m5ds.data.media import MAX_IMAGE_PIXELS, Crop, MediaError, MediaItem, crop_box, reason_for
 from m5ds.data.media_probe import ImageHeader, check_pixels, image_format, image_header
+from m5ds.data.resize import cut_and_resize
 
 # A damaged file is recorded once, with its reason; Pillow would also write to the terminal.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -27,7 +28,7 @@ _WIDE_MODES = {"I": 65535.0, "I;16": 65535.0, "I;16B": 65535.0, "I;16L": 65535.0
 def decode_images(
     dali: DaliRuntime, items: Sequence[MediaItem], size: int, crops: Sequence[Crop | None]
 ) -> tuple[dict[int, Tensor], dict[int, str]]:
-    """float32 [S, S, 3] in 0..255 for every picture that decodes, and the reason for every other, by index."""
+    """[S, S, 3] in 0..255 for every picture that decodes, and the reason for every other, by index."""
     values: dict[int, Tensor] = {}
     reasons: dict[int, str] = {}
     headers: dict[int, ImageHeader | None] = {}
@@ -37,12 +38,12 @@ def decode_images(
         except MediaError as error:
             reasons[index] = reason_for(error)
 
-    def keep(indices: Sequence[int], pictures: Sequence[Any]) -> None:
+    def keep(indices: Sequence[int], pictures: Sequence[Tensor]) -> None:
         boxes = [
-            crop_box(*_height_width(picture), crops[index]) for index, picture in zip(indices, pictures, strict=True)
+            crop_box(picture.shape[0], picture.shape[1], crops[index])
+            for index, picture in zip(indices, pictures, strict=True)
         ]
-        resized_KSS3 = dali.resize(pictures, boxes, size)
-        values.update(zip(indices, resized_KSS3.unbind(), strict=True))
+        values.update(zip(indices, cut_and_resize(pictures, boxes, size, dali.device), strict=True))
 
     by_dali = {index: header for index, header in headers.items() if header is not None and header.dali}
     for alpha in (False, True):
@@ -55,7 +56,7 @@ def decode_images(
         if index in values:
             continue
         try:
-            keep([index], [_by_pillow(items[index].data)])
+            keep([index], [torch.from_numpy(_by_pillow(items[index].data))])
         except Exception as error:  # Pillow's plug-ins raise anything, struct.error and SyntaxError among them
             reasons[index] = reason_for(error)
     return values, reasons
@@ -84,17 +85,13 @@ def _by_dali(dali: DaliRuntime, items: Sequence[MediaItem], indices: list[int], 
         for index in indices if len(indices) > 1 else []:
             _by_dali(dali, items, [index], alpha, keep)
         return
-    keep(indices, [_on_white(torch.from_dlpack(picture)) for picture in pictures] if alpha else pictures)
-
-
-def _height_width(picture: Any) -> tuple[int, int]:
-    return int(picture.shape[0]), int(picture.shape[1])
+    keep(indices, [_on_white(picture) for picture in pictures] if alpha else pictures)
 
 
 def _on_white(picture: Tensor) -> Tensor:
     """uint8 [H, W, 4] to [H, W, 3]: product pictures with transparency are cut out to stand on a white page."""
     if picture.shape[2] == 3:
-        return picture.clone()
+        return picture
     alpha = picture[..., 3:].to(torch.float32) / 255
     return (picture[..., :3] * alpha + 255 * (1 - alpha)).round_().to(torch.uint8)
 

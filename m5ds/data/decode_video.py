@@ -16,10 +16,11 @@ from torch import Tensor
 
 from m5ds.data.dali_runtime import DaliRuntime
 from m5ds.data.media import MAX_DECODED_PIXELS, Box, Crop, MediaError, MediaItem, crop_box, reason_for
+from m5ds.data.resize import cut_and_resize
 from m5ds.data.video_index import VideoIndex, video_index
 
-_BATCH_PIXELS = 16 * 2**20
-"""Pixels of full-size frames that are held at once (48 MiB as RGB)."""
+_WHOLE_PIXELS = 16 * 2**20
+"""Most pixels of full-size frames that DALI holds at once (48 MiB as RGB); PyAV holds one frame."""
 
 
 def decode_videos(
@@ -29,7 +30,7 @@ def decode_videos(
     crops: Sequence[Crop | None],
     times: Sequence[Sequence[float]],
 ) -> tuple[dict[int, Tensor], dict[int, str]]:
-    """float32 [F, S, S, 3] in 0..255 for every clip that decodes, and the reason for every other, by index."""
+    """[F, S, S, 3] in 0..255 for every clip that decodes, and the reason for every other, by index."""
     values: dict[int, Tensor] = {}
     reasons: dict[int, str] = {}
     for index, item in enumerate(items):
@@ -45,45 +46,34 @@ def decode_videos(
 def _decode(
     dali: DaliRuntime, data: bytes, clip: VideoIndex, places: Sequence[int], size: int, crop: Crop | None
 ) -> Tensor:
-    if clip.dali and len(set(places)) * clip.height * clip.width <= _BATCH_PIXELS:
+    if clip.dali and len(set(places)) * clip.height * clip.width <= _WHOLE_PIXELS:
         try:
             frames = dali.video(data, places)
         except Exception:  # DALI raises RuntimeError and its own types; PyAV has the last word
             frames = ()
         if len(frames) == len(places):
-            return dali.resize(frames, [crop_box(clip.height, clip.width, crop)] * len(places), size)
+            boxes = [crop_box(clip.height, clip.width, crop)] * len(places)
+            return torch.stack(cut_and_resize(frames, boxes, size, dali.device))
     return _by_pyav(dali, clip, places, size, crop)
 
 
 def _by_pyav(dali: DaliRuntime, clip: VideoIndex, places: Sequence[int], size: int, crop: Crop | None) -> Tensor:
-    """The frames at these places of the presentation order, resized a few at a time."""
+    """The frames at these places of the presentation order, each resized as it comes."""
     made: dict[int, Tensor] = {}
-    waiting: dict[int, tuple[np.ndarray, Box]] = {}
-    turns = 0
-
-    def flush() -> None:
-        pictures, boxes = zip(*waiting.values(), strict=True)
-        made.update(zip(waiting, dali.resize(pictures, boxes, size).unbind(), strict=True))
-        waiting.clear()
-
     reformatter = VideoReformatter()
     for place, frame in _frames(clip, sorted(set(places))):
         # FFmpeg's rotation is counter-clockwise in degrees; the box is drawn on the picture as it is to be seen.
         turns = round((frame.rotation or 0) / 90) % 4
         seen = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
         box = _unturned(crop_box(*seen, crop), seen, turns)
-        picture = np.ascontiguousarray(reformatter.reformat(frame, format="rgb24").to_ndarray())
-        if waiting and (len(waiting) + 1) * picture.size > 3 * _BATCH_PIXELS:
-            flush()
-        waiting[place] = (picture, box)
-    if waiting:
-        flush()
+        picture = torch.from_numpy(np.ascontiguousarray(reformatter.reformat(frame, format="rgb24").to_ndarray()))
+        made[place] = torch.rot90(cut_and_resize([picture], [box], size, dali.device)[0], turns)
     if not made:
         raise MediaError("no frame could be decoded")
     # Frames that a damaged clip no longer holds are those before them.
     known = sorted(made)
     nearest = [max((have for have in known if have <= place), default=known[0]) for place in places]
-    return torch.stack([torch.rot90(made[place], turns) for place in nearest])
+    return torch.stack([made[place] for place in nearest])
 
 
 def _frames(clip: VideoIndex, places: Sequence[int]) -> Iterator[tuple[int, Any]]:
