@@ -170,8 +170,8 @@ def embed_fwd_kernel(
     b_weight = _vector(p_norm_weight, column, width, 1)
     b_bias = _vector(p_norm_bias, column, width, 1)
     first = tl.program_id(0).to(tl.int64) * PROGRAM_ROWS
-    for start in range(0, PROGRAM_ROWS, ROWS):
-        row = first + start + tl.arange(0, ROWS)
+    for start in range(first, tl.minimum(first + PROGRAM_ROWS, slab_rows), ROWS):
+        row = start + tl.arange(0, ROWS)
         inside = row < slab_rows
         product, content, offset, is_content = _locate(
             p_row_product, p_row_position, p_cls_before, slab_start, row, inside, has_cls
@@ -304,8 +304,8 @@ def embed_bwd_rows_kernel(
     b_sum_part_0 = tl.zeros((COLUMNS,), dtype=tl.float32)
     b_sum_part_1 = tl.zeros((COLUMNS,), dtype=tl.float32)
     first = tl.program_id(0).to(tl.int64) * PROGRAM_ROWS
-    for start in range(0, PROGRAM_ROWS, ROWS):
-        row = first + start + tl.arange(0, ROWS)
+    for start in range(first, tl.minimum(first + PROGRAM_ROWS, slab_rows), ROWS):
+        row = start + tl.arange(0, ROWS)
         inside = row < slab_rows
         product, content, offset, is_content = _locate(
             p_row_product, p_row_position, p_cls_before, slab_start, row, inside, has_cls
