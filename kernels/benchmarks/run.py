@@ -2,9 +2,9 @@
 
     python kernels/benchmarks/run.py [--op NAME] [--quick] [--repeats N] [--csv FILE] [--plot FOLDER]
 
-On a GPU: wall time (p20, p50, p80) and peak memory of forward, backward and both. On a CPU: CPU time of one thread for the
-CPU paths, and for each case the kernels' closed-form GPU traffic with its roofline bound: a bound, not a measurement.
-Every provider is verified against ours before it is timed. Rows are appended to one CSV with device and versions.
+On a GPU: wall time (p20, p50, p80) and peak memory of forward, backward and both. On a CPU: CPU time of one thread for
+the CPU paths, and for each case the kernels' closed-form GPU traffic with its roofline bound: a bound, not a
+measurement. Every provider is verified against ours before it is timed. Rows are appended to one CSV.
 """
 
 import argparse
