@@ -171,6 +171,7 @@ class MicroBatchMaker:
         crops = augment.crops(keys, seed, number) if self._random_crop else [None] * len(items)
         if isinstance(spec, inputs.ImagePatches):
             decoded = self._decoder.images(items, spec, crops)
+            assert isinstance(decoded.values, Tensor)
             products = rows.image_rows(decoded.values, spec)
         elif isinstance(spec, inputs.VideoTubes):
             times_KT = (
@@ -178,13 +179,14 @@ class MicroBatchMaker:
                 if self._random_crop
                 else augment.centre_times(len(items), spec.frames)
             )
-            decoded = self._decoder.videos(items, spec, crops, times_KT)
+            decoded = self._decoder.videos(items, spec, crops, times_KT.tolist())
+            assert isinstance(decoded.values, Tensor)
             products = rows.video_rows(decoded.values, spec)
         else:
             assert isinstance(spec, inputs.AudioPatches)
             starts = augment.window_starts(keys, seed, number).tolist() if self._random_crop else [0.5] * len(items)
             decoded = self._decoder.audios(items, spec, starts)
-            products = rows.audio_rows(decoded.values, spec)
+            products = rows.audio_rows(list(decoded.values), spec)
         return _Made(rows=dict(zip(decoded.kept, products, strict=True)), failures=decoded.failures)
 
 
