@@ -20,6 +20,7 @@ from m5ds.model import fusion, heads
 from m5ds.model.absent import AbsentTokens, impute_zeros, with_absent_rows
 from m5ds.model.blocks import PackedBlock
 from m5ds.model.configuration import M5Config
+from m5ds.model.contrastive_pool import ContrastivePool
 from m5ds.model.dropout import EMBEDDING, drop_rows
 from m5ds.model.embeddings import Embeddings
 from m5ds.model.harmony import Harmony, HarmonyWeights
@@ -157,8 +158,8 @@ class M5ForPretraining(PreTrainedModel):
 
         `counts` (m5ds.model.masking.count_targets, summed over ranks and accumulation): the divisor of every loss; None
         gives features only. `seed` is the run's. `masked` False: nothing is masked and the masked losses are left out.
-        `gather` collects contrastive features of all ranks (docs/architecture.md). ValueError for a batch of other
-        modalities.
+        `gather` collects contrastive features of all ranks (docs/architecture.md), or is the ContrastivePool of a step
+        with accumulation. ValueError for a batch of other modalities.
         """
         if tuple(batch.modalities) != self.names:
             raise ValueError(
@@ -259,8 +260,8 @@ class M5ForPretraining(PreTrainedModel):
             scale = self.spec.modalities[name].loss_weight
             total = total + loss * (scale if weights.task_scale_M is None else scale * weights.task_scale_M[m])
         if pair_names:
-            share_P = torch.tensor([1.0 / max(counts[name], 1) for name in pair_names], device=total.device)
-            factor_P = torch.full_like(share_P, self.spec.contrastive.weight)
+            count_P = torch.tensor([float(max(counts[name], 1)) for name in pair_names], device=total.device)
+            factor_P = torch.full_like(count_P, self.spec.contrastive.weight)
             if weights.pair_scale_P is not None:
                 factor_P = factor_P * weights.pair_scale_P
             summed_P = self.contrastive(
@@ -269,9 +270,9 @@ class M5ForPretraining(PreTrainedModel):
                 gather,
                 weights.pair_logit_BP,
                 weights.pair_loss_BP,
-                (share_P * factor_P).detach(),
+                (factor_P / count_P).detach(),
             )
-            loss_P = summed_P * share_P
+            loss_P = summed_P / count_P
             output.losses.update(zip(pair_names, loss_P.unbind(), strict=True))
             total = total + (loss_P * factor_P).sum()
         if weights.penalty is not None:

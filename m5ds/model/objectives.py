@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from m5ds.config import ContrastiveConfig
 from m5ds.kernels.presence_contrastive import presence_contrastive
+from m5ds.model.contrastive_pool import ContrastivePool
 from m5ds.model.precision import wide
 
 Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, int]]

@@ -96,12 +96,6 @@ def read_configuration(arguments: argparse.Namespace) -> tuple[RunConfig, ds_con
     given = configuration.given_keys(path, arguments.overrides)
     ds = ds_config.read(find_file(arguments.ds_config))
     config = ds_config.merge(ds, config, str(path), given)
-    if config.train.accumulation > 1 and config.model.contrastive.pairs not in ("none", []):
-        raise ConfigError(
-            f"{path}: train.accumulation {config.train.accumulation} with model.contrastive.pairs: the contrastive pool"
-            " must be the whole global batch, which takes one micro-batch a rank; set train.accumulation=1 (more ranks,"
-            " activation_checkpointing) or model.contrastive.pairs=none"
-        )
     return config, ds, given
 
 

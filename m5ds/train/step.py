@@ -16,6 +16,7 @@ import torch
 from m5ds.cli import one_line
 from m5ds.data.batch import Batch
 from m5ds.model.configuration import M5Config
+from m5ds.model.contrastive_pool import ContrastivePool
 from m5ds.model.m5mmt import M5ForPretraining
 from m5ds.model.masking import PRODUCTS, count_targets
 from m5ds.model.pairs import pair_name
@@ -80,8 +81,9 @@ class TrainStep:
         counts = {name: int(announced[name]) for name in (PRODUCTS, *self.loss_names)}
         world_size = distributed.world_size()
         local = dict.fromkeys([*self.loss_names, "total"], 0.0)
+        pool = self._contrastive_pool(batches, counts)
         for number, batch in enumerate(batches, start=1):
-            gather = distributed.feature_gather([batch.num_products] * world_size)
+            gather = pool or distributed.feature_gather([batch.num_products] * world_size)
             output = self.engine(batch, counts=counts, seed=self.seed, gather=gather)
             # DeepSpeed averages over ranks and accumulation steps; the counts are those of the whole step already.
             self.engine.backward(output.loss * (world_size * len(batches)))
@@ -97,6 +99,19 @@ class TrainStep:
         self.engine.step()
         self._check_applied(batches, losses)
         return losses
+
+    def _contrastive_pool(self, batches: list[Batch], counts: dict[str, int]) -> ContrastivePool | None:
+        """Under accumulation: features of the whole step and their gradients, so that the pool is the global batch."""
+        if len(batches) == 1 or not self.model.pair_names:
+            return None
+        products = sum(batch.num_products for batch in batches)
+        gather = distributed.feature_gather([products] * distributed.world_size())
+        pool = ContrastivePool(self.model.contrastive.pairs, gather)
+        with torch.no_grad():
+            for batch in batches:
+                self.engine(batch, counts=counts, seed=self.seed, gather=pool)
+        pool.close()
+        return pool
 
     def _check_applied(self, batches: list[Batch], losses: dict[str, float]) -> None:
         self.num_skipped = 0 if self.engine.was_step_applied() else self.num_skipped + 1

@@ -25,7 +25,6 @@ def bad_inputs(data: small_run.SmallData, root: Path) -> dict[str, tuple[list[st
     (no_index / "manifest.json").unlink()
     contradiction = json.loads((ROOT / "configs/zero3.json").read_text()) | {"train_batch_size": 32}
     (root / "contradiction.json").write_text(json.dumps(contradiction))
-    contrastive_accumulation = data.arguments(out, "train.accumulation=2")
     return {
         "unknown key": (data.arguments(out, "train.lerning_rate=1"), "unknown key train.lerning_rate"),
         "wrong type": (data.arguments(out, "model.dropout=much"), "model.dropout"),
@@ -39,7 +38,6 @@ def bad_inputs(data: small_run.SmallData, root: Path) -> dict[str, tuple[list[st
             data.arguments(out, "--ds_config", str(root / "contradiction.json")),
             "train_batch_size is 32",
         ),
-        "accumulation with contrast": (contrastive_accumulation, "train.accumulation 2 with model.contrastive"),
         "no such config": (["--config", str(root / "no.yaml")], "no.yaml: no such configuration file"),
         "nothing to resume": (data.arguments(out, "--resume", str(root / "nowhere")), "no run there"),
     }

@@ -107,7 +107,8 @@ def two_ranks(tmp_path_factory) -> tuple[list[dict], list[dict]]:
     """One job of two ranks for all properties: starting the processes is what takes the time."""
     cases = [
         case(spec_of("model.harmony.kind=learned"), [*PATTERNS, ALL_32]),
-        case(spec_of("model.contrastive.pairs=none"), PATTERNS[:6], accumulation=2),
+        case(spec_of("model.contrastive.pairs=none"), PATTERNS[:3], accumulation=2),
+        case(spec_of("model.harmony.kind=learned"), PATTERNS[3:], accumulation=2),
     ]
     return cases, run_cases(tmp_path_factory.mktemp("gradients"), cases, world_size=2)
 
@@ -118,8 +119,10 @@ def test_two_ranks_have_the_gradients_of_one_process_contrastive_included(two_ra
 
 
 def test_two_ranks_with_accumulation_have_the_gradients_of_one_process(two_ranks) -> None:
+    """Without the contrastive loss, and with it: its pool is the whole global batch (the gradient cache)."""
     cases, found = two_ranks
     assert_equal_gradients(cases[1], found[1])
+    assert_equal_gradients(cases[2], found[2])
 
 
 def test_all_32_presence_patterns_give_finite_losses_and_gradients(two_ranks) -> None:
@@ -143,8 +146,7 @@ def test_initial_weights_under_zero3_are_those_of_plain_torch(two_ranks) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize(("world_size", "accumulation"), [(1, 4), (4, 1)])
 def test_other_divisions_of_the_global_batch(tmp_path, world_size: int, accumulation: int) -> None:
-    pairs = [] if accumulation == 1 else ["model.contrastive.pairs=none"]
-    cases = [case(spec_of(*pairs), PATTERNS[:4], accumulation)]
+    cases = [case(spec_of(), PATTERNS[:4], accumulation)]
     assert_equal_gradients(cases[0], run_cases(tmp_path, cases, world_size)[0])
 
 

@@ -71,14 +71,20 @@ def test_announcement_counts_targets_tokens_and_files(tmp_path: Path) -> None:
     assert (announced["decoded"], announced["bad"], announced["stop"]) == (7, 1, 0)
 
 
-def test_accumulation_has_the_gradients_of_the_whole_batch(tmp_path: Path) -> None:
-    whole, parts = (build("model.contrastive.pairs=none") for _ in range(2))
+@pytest.mark.parametrize("harmony", ["none", "learned", "cosine", "paper_literal"])
+def test_accumulation_has_the_gradients_of_the_whole_batch_contrastive_included(tmp_path: Path, harmony: str) -> None:
+    whole, parts = (build(f"model.harmony.kind={harmony}") for _ in range(2))
+    for name, parameter in [*whole.named_parameters(), *parts.named_parameters()]:
+        if name == "harmony.scores":  # at zero most of their gradients vanish
+            parameter.data = torch.linspace(0.5, 1.0, parameter.numel()).reshape(parameter.shape)
     losses, _ = run(whole, [batch_of(whole, [0, 1, 2, 3])], tmp_path)
     accumulated, engine = run(parts, [batch_of(parts, [i]) for i in range(4)], tmp_path)
     assert engine.num_steps == 4
     assert accumulated == pytest.approx(losses, rel=1e-5)
+    norm = torch.cat([parameter.grad.flatten() for parameter in whole.parameters()]).norm()
     for (name, a), b in zip(whole.named_parameters(), parts.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=name)
+        # fp32 itself is 2e-6 of the norm away from float64 where contributions cancel.
+        assert (a.grad - b.grad).norm() <= 1e-5 * a.grad.norm() + 4e-6 * norm, name
 
 
 def test_loss_that_is_not_finite_stops_before_the_parameters_change(tmp_path: Path) -> None:
