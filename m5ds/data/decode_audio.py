@@ -172,7 +172,7 @@ def _by_pyav(data: bytes, seconds: float, start: float) -> tuple[Tensor, float]:
                 chunks.append(_Chunk(time if frame.time is None else frame.time, _as_float(frame)))
     if not chunks:
         raise MediaError("no sound could be decoded")
-    wave_N = torch.from_numpy(np.concatenate([chunk.samples.mean(axis=0) for chunk in chunks]))
+    wave_N = torch.from_numpy(np.concatenate([chunk.samples for chunk in chunks], axis=1).mean(axis=0))
     skip = min(max(round((first - chunks[0].time) * rate), 0), len(wave_N) - 1)
     return wave_N[skip : skip + math.ceil(seconds * rate)], float(rate)
 

@@ -4,7 +4,7 @@ Shape letters: K clips, F frames of a clip, H x W pixels, S the square's side.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -33,28 +33,65 @@ def decode_videos(
     """[F, S, S, 3] in 0..255 for every clip that decodes, and the reason for every other, by index."""
     values: dict[int, Tensor] = {}
     reasons: dict[int, str] = {}
+    clips: dict[int, tuple[VideoIndex, list[int]]] = {}
     for index, item in enumerate(items):
         try:
             clip = video_index(item.data, dali.on_gpu)
-            places = clip.frames_at([float(time) for time in times[index]])
-            values[index] = _decode(dali, item.data, clip, places, size, crops[index])
+            clips[index] = clip, clip.frames_at(times[index])
         except Exception as error:  # av.FFmpegError, MediaError, ValueError and more from damaged containers
+            reasons[index] = reason_for(error)
+
+    def keep(index: int, frames: Sequence[Tensor]) -> None:
+        clip, places = clips[index]
+        if len(frames) == len(places):
+            boxes = [crop_box(clip.height, clip.width, crops[index])] * len(places)
+            values[index] = torch.stack(cut_and_resize(frames, boxes, size, dali.device))
+
+    for indices in _bounded({index: clip for index, (clip, _) in clips.items() if clip.dali}, len(times[0])):
+        _by_dali(dali, items, indices, [clips[index][1] for index in indices], keep)
+    for index, (clip, places) in clips.items():
+        if index in values:
+            continue
+        try:
+            values[index] = _by_pyav(dali, clip, places, size, crops[index])
+        except Exception as error:
             reasons[index] = reason_for(error)
     return values, reasons
 
 
-def _decode(
-    dali: DaliRuntime, data: bytes, clip: VideoIndex, places: Sequence[int], size: int, crop: Crop | None
-) -> Tensor:
-    if clip.dali and len(set(places)) * clip.height * clip.width <= _WHOLE_PIXELS:
-        try:
-            frames = dali.video(data, places)
-        except Exception:  # DALI raises RuntimeError and its own types; PyAV has the last word
-            frames = ()
-        if len(frames) == len(places):
-            boxes = [crop_box(clip.height, clip.width, crop)] * len(places)
-            return torch.stack(cut_and_resize(frames, boxes, size, dali.device))
-    return _by_pyav(dali, clip, places, size, crop)
+def _bounded(clips: dict[int, VideoIndex], num_frames: int) -> Iterator[list[int]]:
+    """The clips in groups of at most _WHOLE_PIXELS of full-size frames; larger clips are left to PyAV."""
+    group: list[int] = []
+    pixels = 0
+    for index, clip in clips.items():
+        count = num_frames * clip.height * clip.width
+        if count > _WHOLE_PIXELS:
+            continue
+        if pixels + count > _WHOLE_PIXELS:
+            yield group
+            group, pixels = [], 0
+        group.append(index)
+        pixels += count
+    if group:
+        yield group
+
+
+def _by_dali(
+    dali: DaliRuntime,
+    items: Sequence[MediaItem],
+    indices: Sequence[int],
+    places: Sequence[Sequence[int]],
+    keep: Callable[[int, Sequence[Tensor]], None],
+) -> None:
+    """Decode together; where one is damaged, one by one. What fails alone, or lacks frames, is left to PyAV."""
+    try:
+        clips = dali.videos([items[index].data for index in indices], places)
+    except Exception:  # DALI raises RuntimeError and its own types
+        for index, numbers in zip(indices, places, strict=True) if len(indices) > 1 else ():
+            _by_dali(dali, items, [index], [numbers], keep)
+        return
+    for index, frames in zip(indices, clips, strict=True):
+        keep(index, frames)
 
 
 def _by_pyav(dali: DaliRuntime, clip: VideoIndex, places: Sequence[int], size: int, crop: Crop | None) -> Tensor:
@@ -66,7 +103,9 @@ def _by_pyav(dali: DaliRuntime, clip: VideoIndex, places: Sequence[int], size: i
         turns = round((frame.rotation or 0) / 90) % 4
         seen = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
         box = _unturned(crop_box(*seen, crop), seen, turns)
-        picture = torch.from_numpy(np.ascontiguousarray(reformatter.reformat(frame, format="rgb24").to_ndarray()))
+        picture = torch.from_numpy(
+            np.ascontiguousarray(reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray())
+        )
         made[place] = torch.rot90(cut_and_resize([picture], [box], size, dali.device)[0], turns)
     if not made:
         raise MediaError("no frame could be decoded")

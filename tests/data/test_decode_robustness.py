@@ -99,6 +99,7 @@ def png(width: int, height: int, body: bytes, colour: int = 2, extra: bytes = b"
     ],
     ids=range(13),
 )
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_hostile_pictures_are_absences(data: bytes) -> None:
     decoded = Decoder("cpu", 1).images([item(data), item(image()), item(data)], IMAGE, [None] * 3)
     assert decoded.kept == [1] and len(decoded.failures) == 2

@@ -136,7 +136,7 @@ def test_damaged_feature_files_raise_only_feature_file_errors() -> None:
             rows.feature_rows(data, FEATURES)
     whole = npz(**GOOD)
     rng = np.random.default_rng(0)
-    for _ in range(200):
+    for _ in range(60):
         changed = bytearray(whole)
         changed[rng.integers(len(changed))] ^= 1 << int(rng.integers(8))
         for data in (bytes(changed), whole[: rng.integers(len(whole))]):
