@@ -1,0 +1,99 @@
+"""The tasks from a checkpoint to results, on real shards and a tiny model."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from m5ds.downstream import settings as downstream_settings
+from m5ds.downstream.classifier import ProductClassifier
+from m5ds.downstream.jobs import Evaluation, classification_table, evaluate_task, stage_of
+from m5ds.downstream.pretrained import load_pretrained
+from m5ds.downstream.report import TITLES
+from m5ds.downstream.robustness import evaluate_robustness
+from m5ds.downstream.settings import ClassificationConfig, DownstreamConfig, RetrievalConfig, RobustnessConfig
+
+
+@pytest.fixture
+def pretrained(exported):
+    return load_pretrained(exported)
+
+
+@pytest.fixture
+def evaluation(shards):
+    settings = DownstreamConfig(
+        name="test",
+        test_split="train",
+        num_replicates=40,
+        frequency="shares",
+        classification=ClassificationConfig(dense_size=8, rare_classes="keep"),
+        instance_retrieval=RetrievalConfig(query_modalities=["image"], gallery_modalities=["text", "table"]),
+        robustness=RobustnessConfig(rates=[0.0, 0.5], noise_rates=[0.5], by_modality=False, policies=["drop", "zeros"]),
+    )
+    return Evaluation(settings, str(shards))
+
+
+@pytest.mark.parametrize("task", ["coarse_retrieval", "instance_retrieval", "clustering"])
+def test_each_task_gives_tables_with_intervals(evaluation, pretrained, task):
+    result = evaluate_task(task, evaluation, pretrained, stage_of(pretrained, False))
+    assert (result.task, result.stage, result.split) == (task, "pretrain", "train")
+    assert result.manifest_hash == evaluation.manifest.hash and result.fingerprint == pretrained.fingerprint
+    for table in result.tables:
+        for interval in table.metrics.values():
+            assert interval.low - 1e-9 <= interval.estimate <= interval.high + 1e-9
+            assert np.isfinite([interval.low, interval.high]).all()
+    assert task in TITLES
+
+
+def test_official_positives_are_counted_over_every_split(evaluation, pretrained):
+    assert len(evaluation.all_labels()) == sum(split.num_products for split in evaluation.manifest.splits.values())
+
+
+def test_a_classifiers_table_and_dense_features_come_from_its_head(evaluation, pretrained):
+    model = ProductClassifier(
+        pretrained.model, evaluation.settings.classification, len(evaluation.manifest.categories), seed=0
+    )
+    finetuned = dataclasses.replace(pretrained, head=model.head.eval())
+    table = classification_table(evaluation, finetuned)
+    data = evaluation.data(finetuned)
+    logits = torch.cat([model.eval()(item.batch).logits_BC for item in data.batches()])
+    labels = torch.cat([item.batch.label_B for item in data.batches()])
+    allowed = torch.from_numpy(evaluation.classes.count_C > 0)
+    predicted = logits.masked_fill(~allowed, -torch.inf).argmax(1)
+    assert table.metrics["accuracy"].estimate == pytest.approx((predicted == labels).double().mean().item())
+    assert stage_of(finetuned, False) == "finetune"
+    dense = dataclasses.replace(evaluation.settings, coarse_retrieval=RetrievalConfig(states="dense"))
+    result = evaluate_task("coarse_retrieval", Evaluation(dense, evaluation.shards), finetuned, "finetune")
+    assert result.table("standard").metrics["ap@10"].estimate > 0
+
+
+def test_robustness_covers_all_subsets_rates_and_policies(evaluation, pretrained):
+    result = evaluate_robustness(evaluation, pretrained, "pretrain")
+    tables = {table.name: table for table in result.tables}
+    found = [*tables, *result.extras["not_scored"]]
+    for policy in ("drop", "zeros"):
+        mine = [name for name in found if name.startswith(f"{policy}: ")]
+        assert len(mine) == 31 + 2 + 1 + 1, mine
+    whole = tables["drop: image+text+table+video+audio"].metrics["ap@10"].estimate
+    assert tables["drop: missing 0"].metrics["ap@10"].estimate == pytest.approx(whole)
+    assert pretrained.model.spec.absent == "drop"
+
+
+def test_instance_retrieval_by_another_file_uses_two_views(evaluation, pretrained):
+    config = RetrievalConfig(instance="file", query_file=0, query_modalities=["image"], gallery_modalities=["image"])
+    settings = dataclasses.replace(evaluation.settings, instance_retrieval=config)
+    result = evaluate_task("instance_retrieval", Evaluation(settings, evaluation.shards), pretrained, "pretrain")
+    # Query and gallery show the same file here, so every product finds itself.
+    assert result.table("standard").metrics["recall@1"].estimate == 1.0
+
+
+def test_settings_survive_the_record(evaluation):
+    tree = downstream_settings.to_dict(evaluation.settings)
+    assert tree["robustness"]["policies"] == ["drop", "zeros"]
+
+
+def test_unknown_test_splits_are_refused(evaluation, pretrained):
+    settings = dataclasses.replace(evaluation.settings, test_split="nowhere")
+    with pytest.raises(ValueError, match="no split 'nowhere'; they have train, validation"):
+        evaluate_task("clustering", Evaluation(settings, evaluation.shards), pretrained, "pretrain")

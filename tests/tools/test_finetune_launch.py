@@ -1,0 +1,134 @@
+"""From a sharded checkpoint of two ranks to embeddings and finetuned classifiers on one and on two ranks."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from m5ds.downstream.embeddings import read_embeddings
+from m5ds.downstream.pretrained import load_pretrained
+from m5ds.downstream.results import read_result
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "dist"))
+import launching  # noqa: E402
+import small_run  # noqa: E402
+
+FINETUNE, EMBED = ROOT / "tools" / "finetune.py", ROOT / "tools" / "embed.py"
+TIMEOUT = 240
+pytestmark = pytest.mark.slow
+
+
+class Jobs:
+    """A two-rank pretraining run of two steps, and what is started from it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.data = small_run.SmallData(root / "data")
+        fp32 = json.loads((ROOT / "configs" / "zero3.json").read_text()) | {"bf16": {"enabled": False}}
+        self.fp32 = root / "fp32.json"
+        self.fp32.write_text(json.dumps(fp32))
+        arguments = [*self.data.arguments(root / "runs", steps=2), "--ds_config", str(self.fp32)]
+        launching.run_ranks(launching.ENTRY, arguments, 2, TIMEOUT)
+        self.run = next((root / "runs").glob("*/checkpoints")).parent
+
+    def classify(self, name: str, num_ranks: int, *more: str) -> Path:
+        """Finetune into OUT/NAME/classification and return that folder."""
+        arguments = [
+            *("classification", "--checkpoint", str(self.run), "--ds_config", str(self.fp32)),
+            *(f"output_dir={self.root}/out", f"name={name}", "train.total_steps=4", "train.global_batch_size=16"),
+            *(
+                "train.validation_batch_size=16",
+                "classification.dense_size=16",
+                "num_replicates=40",
+                "train.log_every=1",
+            ),
+            *more,
+        ]
+        launching.run_ranks(FINETUNE, arguments, num_ranks, TIMEOUT)
+        return self.root / "out" / name / "classification"
+
+    def embed(self, name: str, num_ranks: int, *more: str) -> Path:
+        out = self.root / "embeddings" / name
+        arguments = [
+            "--checkpoint",
+            str(self.run),
+            "--split",
+            "validation",
+            "--shard-size",
+            "4",
+            "--out",
+            str(out),
+            *more,
+        ]
+        launching.run_ranks(EMBED, arguments, num_ranks, TIMEOUT)
+        return out
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    return Jobs(tmp_path_factory.mktemp("finetune"))
+
+
+def losses(directory: Path) -> list[float]:
+    records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [record["loss/classification"] for record in records if record["kind"] == "train"]
+
+
+def test_a_checkpoint_of_two_ranks_starts_alike_on_one_and_on_two(jobs):
+    one, two = (jobs.classify(f"ranks-{n}", n) for n in (1, 2))
+    starts = [read_result(folder)[0].table("before finetuning") for folder in (one, two)]
+    for metric, interval in starts[0].metrics.items():
+        assert abs(interval.estimate - starts[1].metrics[metric].estimate) < 1e-6, metric
+    assert starts[0].ids == starts[1].ids
+    np.testing.assert_allclose(losses(one), losses(two), rtol=2e-4)
+
+
+def test_a_finetuned_run_resumes_to_the_same_losses_and_is_found_by_its_folder(jobs):
+    whole = jobs.classify("whole", 1)
+    cut = jobs.classify("cut", 1, "train.save_every=2", "train.keep_last=5")
+    for path in (cut / "results.json", cut / "values.parquet"):
+        path.unlink()
+    last = cut / "checkpoints" / "step-00000004"
+    (last / "manifest.json").unlink()  # as if killed while saving
+    resumed = jobs.classify("cut", 1, "--resume", "auto", "train.save_every=2", "train.keep_last=5")
+    assert resumed == cut
+    assert losses(resumed) == losses(whole)
+    found = load_pretrained(resumed)
+    assert found.head is not None and found.state["step"] == 4
+    assert found.fingerprint == load_pretrained(whole).fingerprint
+    result = read_result(resumed)[0]
+    assert result.stage == "finetune" and result.fingerprint == found.fingerprint
+
+
+@pytest.mark.parametrize("tuning", ["frozen", "lora"])
+def test_parts_that_are_not_tuned_stay_as_they_were_pretrained(jobs, tuning):
+    folder = jobs.classify(tuning, 1, f"classification.tuning={tuning}", "classification.lora_rank=2")
+    before, after = load_pretrained(jobs.run), load_pretrained(folder)
+    changed = {
+        name
+        for name, value in after.model.named_parameters()
+        if not np.allclose(value.detach(), before.model.get_parameter(name).detach(), atol=1e-7)
+    }
+    if tuning == "frozen":
+        assert not changed
+    else:
+        assert changed and all(name.startswith("blocks.") for name in changed)
+
+
+def test_embeddings_do_not_depend_on_the_number_of_ranks(jobs):
+    one, two = (read_embeddings(jobs.embed(f"ranks-{n}", n)) for n in (1, 2))
+    assert one.info == two.info and one.ids == two.ids
+    np.testing.assert_array_equal(one.vector_ND, two.vector_ND)
+
+
+def test_early_stopping_keeps_the_best_checkpoint_by_validation(jobs):
+    more = ("classification.patience=1", "test_split=train", "train.validate_every=1", "train.total_steps=8")
+    folder = jobs.classify("early", 1, *more, "train.learning_rate=1.0e-9")
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [record["step"] for record in records if record["kind"] == "validation"]
+    assert steps == [1, 2]  # nothing improves at that rate, so patience ends it after the second
+    assert load_pretrained(folder).state["step"] == 1
+    assert (folder / "best" / "checkpoints" / "step-00000001").is_dir()
