@@ -40,16 +40,17 @@ def embed_modalities_torch(
     x_RD = torch.cat(blocks)
     if any(item.cls_D is not None for item in inputs):
         x_RD = x_RD.index_select(0, torch.cat(sources))
-    return x_RD, masks
+    return x_RD.to(inputs[0].modality_D.dtype), masks
 
 
 def _wide(value: Tensor) -> Tensor:
+    """At least float32, taken before a lookup and not after it, so that the gradient's sum over rows is float32 too."""
     return value if value.dtype == torch.float64 else value.float()
 
 
 def _normalise(content_ND: Tensor, item: EmbedInput, eps: float) -> Tensor:
     weight_D, bias_D = _wide(item.norm_weight_D), _wide(item.norm_bias_D)
-    return F.layer_norm(content_ND, weight_D.shape, weight_D, bias_D, eps).to(item.norm_weight_D.dtype)
+    return F.layer_norm(content_ND, weight_D.shape, weight_D, bias_D, eps)
 
 
 def _content(item: EmbedInput, product_N: Tensor, draw_N: Tensor, row_N: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -57,14 +58,14 @@ def _content(item: EmbedInput, product_N: Tensor, draw_N: Tensor, row_N: Tensor,
     masked_N = draw_mask(item.unit_N, item.part_N, product_N, draw_N, item.modality, seed, item.mask)
     if item.token_N is None:
         assert item.projected_ND is not None
-        base_ND = item.projected_ND
+        x_ND = _wide(item.projected_ND)
         if item.mask_D is not None:
-            base_ND = torch.where(masked_N[:, None], item.mask_D, base_ND)
+            x_ND = torch.where(masked_N[:, None], _wide(item.mask_D), x_ND)
     else:
         assert item.token_table_VD is not None
         token_N = replace_tokens(item.token_N, masked_N, row_N, product_N, draw_N, item.modality, seed, item.mask)
-        base_ND = F.embedding(token_N, item.token_table_VD)
-    x_ND = _wide(base_ND) + _wide(F.embedding(item.position_N, item.position_table_PD))
+        x_ND = F.embedding(token_N, _wide(item.token_table_VD))
+    x_ND = x_ND + F.embedding(item.position_N, _wide(item.position_table_PD))
     if item.part_table_2D is None:
         x_ND = x_ND + _wide(item.modality_D)
     else:

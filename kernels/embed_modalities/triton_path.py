@@ -240,7 +240,7 @@ def _outputs(floats: list[Tensor], specs: list[int], row_product_T: Tensor) -> t
     return (
         floats[2].new_empty(num_rows, width),
         row_product_T.new_empty(num_content, dtype=torch.bool),
-        row_product_T.new_empty(num_content),
+        row_product_T.new_zeros(num_content),  # only rows of tokens are written
         row_product_T.new_empty(num_rows, dtype=torch.float32),
         row_product_T.new_empty(num_rows, dtype=torch.float32),
     )

@@ -97,6 +97,7 @@ def _directions(
             continue
         key_C = keys_present_CM[:, i] & keys_present_CM[:, j]
         key_K = key_C.nonzero()[:, 0]
+        assert bool(key_C[positive_B[query_Q]].all()), "a query's own product lacks a modality among the keys"
         positive_Q = (key_C.long().cumsum(0) - 1)[positive_B[query_Q]]
         yield _Direction((p, 0), i, j, query_Q, key_K, positive_Q)
         yield _Direction((p, 1), j, i, query_Q, key_K, positive_Q)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from contrastive_cases import PAIRS_ALL, PAIRS_CHAIN, case, gradients, without_weights
 from embed_cases import all_patterns, relative_rms
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from m5ds.kernels.dispatch import last_path
 from m5ds.kernels.presence_contrastive import presence_contrastive, torch_path
@@ -118,6 +119,35 @@ def test_gradients_are_bitwise_the_same_twice() -> None:
     arguments = case(_patterns(), slice(0, 64), dtype=torch.float32)
     first, second = (gradients(presence_contrastive(**arguments, pairs=PAIRS_ALL), arguments) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+class _LargestTensor(TorchDispatchMode):
+    """The most elements of any tensor that an op makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for value in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(value, torch.Tensor):
+                self.elements = max(self.elements, value.numel())
+        return out
+
+
+def test_no_tensor_grows_with_the_square_of_the_batch() -> None:
+    """Forward and backward of one pair; the definition makes 64 times the tensor for 8 times the products."""
+    largest = {}
+    for path in ("torch", "reference"):
+        for num_products in (256, 2048):
+            present_CM = torch.ones(num_products, 2, dtype=torch.bool)
+            arguments = case(present_CM, slice(0, None), width=8, num_pairs=1, dtype=torch.float32)
+            with _LargestTensor() as mode:
+                gradients(presence_contrastive(**arguments, pairs=((0, 1),), path=path), arguments)
+            largest[path, num_products] = mode.elements
+    assert largest["torch", 2048] <= max(torch_path._CHUNK_LOGITS, 8 * largest["torch", 256])
+    assert largest["reference", 2048] == 64 * largest["reference", 256]
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,21 @@ def test_masked_rows_hide_their_projection_and_keep_position_modality_and_geomet
     assert grads["image.position_table_PD"][:40].any(1).all()
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 1e-2)])
+def test_sums_over_many_rows_are_taken_in_float32(dtype: torch.dtype, tolerance: float) -> None:
+    """In bfloat16 a running sum stops growing at 256 equal terms; [CLS], positions and tokens have thousands."""
+    inputs, layout = case(all_patterns()[[31] * 600], lengths=(2, 2, 2, 2, 2), width=4, dtype=dtype)
+    exact = _twin(inputs, torch.float64)
+    grads, wanted = (
+        torch.autograd.grad(
+            embed_modalities(side, layout, seed=5, eps=1e-5)[0].pow(3).sum(), list(named(side).values())
+        )
+        for side in (inputs, exact)
+    )
+    for name, grad, want in zip(named(inputs), grads, wanted, strict=True):
+        assert relative_rms(grad, want) < tolerance, name
+
+
 def test_gradients_are_bitwise_the_same_twice() -> None:
     inputs, layout = case(all_patterns(), dtype=torch.float32)
     first, second = (gradients(embed_modalities(inputs, layout, seed=5, eps=1e-5)[0], inputs) for _ in range(2))
