@@ -8,7 +8,7 @@ from torch import Tensor
 
 from m5ds.kernels.dispatch import choose_path
 from m5ds.kernels.masked_cross_entropy.reference import masked_cross_entropy_reference
-from m5ds.kernels.masked_cross_entropy.torch_path import MaskedCrossEntropy
+from m5ds.kernels.masked_cross_entropy.torch_path import masked_cross_entropy_torch
 
 __all__ = ["masked_cross_entropy"]
 
@@ -18,14 +18,17 @@ def masked_cross_entropy(
     weight_VD: Tensor,
     bias_V: Tensor,
     target_K: Tensor,
-    chunk_rows: int = 4096,
+    chunk_rows: int = 1024,
+    logit_weight_K: Tensor | None = None,
+    loss_weight_K: Tensor | None = None,
     path: str | None = None,
 ) -> Tensor:
     """Sum of cross-entropies of softmax(hidden weight^T + bias) at `target_K` (int64): a float32 scalar.
 
     `hidden_KD`, `weight_VD`, `bias_V` share one dtype and device; at most chunk_rows x V logits exist at a time and the
     backward computes them again. K = 0 gives 0 and zero gradient tensors. Call it inside the forward of the module that
-    owns the weight (ZeRO-3). `ValueError` names a bad argument. It runs the torch path on every device.
+    owns the weight (ZeRO-3). Optional weights of each row multiply its logits and its loss, with gradient (DESIGN 3.4,
+    harmony). `ValueError` names a bad argument. It runs the torch path on every device.
     """
     if hidden_KD.dim() != 2 or not hidden_KD.is_floating_point():
         raise ValueError(f"hidden_KD must be a floating [K, D], got {hidden_KD.dtype} {list(hidden_KD.shape)}")
@@ -43,10 +46,14 @@ def masked_cross_entropy(
     for name, value in (("weight_VD", weight_VD), ("bias_V", bias_V)):
         if value.dtype != hidden_KD.dtype:
             raise ValueError(f"{name} is {value.dtype}, hidden_KD is {hidden_KD.dtype}")
-    for name, value in (("weight_VD", weight_VD), ("bias_V", bias_V), ("target_K", target_K)):
-        if value.device != hidden_KD.device:
+    weights = {"logit_weight_K": logit_weight_K, "loss_weight_K": loss_weight_K}
+    for name, value in weights.items():
+        if value is not None and (value.shape != target_K.shape or not value.is_floating_point()):
+            raise ValueError(f"{name} must be floating [{len(target_K)}], got {value.dtype} {list(value.shape)}")
+    for name, value in {"weight_VD": weight_VD, "bias_V": bias_V, "target_K": target_K, **weights}.items():
+        if value is not None and value.device != hidden_KD.device:
             raise ValueError(f"{name} is on {value.device}, hidden_KD on {hidden_KD.device}")
+    arguments = (hidden_KD, weight_VD, bias_V, target_K, logit_weight_K, loss_weight_K)
     if choose_path("masked_cross_entropy", hidden_KD.device, path, available=("reference", "torch")) == "reference":
-        return masked_cross_entropy_reference(hidden_KD, weight_VD, bias_V, target_K)
-    total: Tensor = MaskedCrossEntropy.apply(hidden_KD, weight_VD, bias_V, target_K, chunk_rows)
-    return total
+        return masked_cross_entropy_reference(*arguments)
+    return masked_cross_entropy_torch(*arguments, chunk_rows)

@@ -36,6 +36,30 @@ def test_every_gradient_agrees_with_the_float64_reference(dtype: torch.dtype, to
         assert relative_rms(grad, exact_grad) < tolerance, name
 
 
+def test_weights_of_logits_and_losses_have_the_references_gradients() -> None:
+    *floats, target_K = _case(37, torch.float64)
+    for number in (1, 2):
+        weight_K = torch.rand(37, generator=torch.Generator().manual_seed(number), dtype=torch.float64) + 0.2
+        floats.append(weight_K.requires_grad_())
+    names = ("hidden", "weight", "bias", "logit weight", "loss weight")
+    grads = {}
+    for path in ("torch", "reference"):
+        hidden_KD, weight_VD, bias_V, logit_weight_K, loss_weight_K = floats
+        loss = masked_cross_entropy(
+            hidden_KD,
+            weight_VD,
+            bias_V,
+            target_K,
+            chunk_rows=16,
+            logit_weight_K=logit_weight_K,
+            loss_weight_K=loss_weight_K,
+            path=path,
+        )
+        grads[path] = torch.autograd.grad(loss * 0.1, floats)
+    for name, got, want in zip(names, grads["torch"], grads["reference"], strict=True):
+        assert relative_rms(got, want) < 1e-12, name
+
+
 def test_gradcheck() -> None:
     *floats, target_K = _case(5, torch.float64, width=3, vocabulary=4)
     assert torch.autograd.gradcheck(
@@ -105,5 +129,8 @@ def test_a_bad_argument_is_named(number: int, change: object, name: str) -> None
     arguments[number] = change(arguments[number])
     with pytest.raises(ValueError, match=name):
         masked_cross_entropy(*arguments)
+    for name in ("logit_weight_K", "loss_weight_K"):
+        with pytest.raises(ValueError, match=name):
+            masked_cross_entropy(*_case(7, torch.float32), **{name: torch.ones(6)})
     with pytest.raises(ValueError, match="chunk_rows"):
         masked_cross_entropy(*_case(7, torch.float32), chunk_rows=0)
