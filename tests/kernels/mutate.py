@@ -1,0 +1,176 @@
+"""Do the interpreter tests notice a broken kernel? Break it at random and see.
+
+    python tests/kernels/mutate.py --seed 0 [--op NAME] [--count 30] [--jobs 2]
+
+Each mutant deletes one statement or swaps one operator inside a `triton.jit` function, in a copy of the tree, and runs the
+op's interpreter tests on it. Exits 1 where fewer than 95 % make a test fail (or hang). docs/kernels.md explains survivors.
+"""
+
+import argparse
+import ast
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+WANTED = 0.95
+_SWAPS: dict[type, type] = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Add,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mod,
+    ast.Mod: ast.FloorDiv,
+    ast.BitAnd: ast.BitOr,
+    ast.BitOr: ast.BitAnd,
+    ast.BitXor: ast.BitOr,
+    ast.LShift: ast.RShift,
+    ast.RShift: ast.LShift,
+    ast.Lt: ast.GtE,
+    ast.GtE: ast.Lt,
+    ast.Gt: ast.LtE,
+    ast.LtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    op: str
+    path: str
+    """Relative to kernels/."""
+    line: int
+    what: str
+    source: str
+    """The whole mutated file."""
+
+
+def kernel_files(op: str) -> list[Path]:
+    """Files of the op that hold Triton kernels."""
+    return sorted(p for p in (ROOT / "kernels" / op).glob("*.py") if "@triton.jit" in p.read_text())
+
+
+def tests_of(op: str) -> list[str]:
+    """Interpreter tests that import the op, relative to the root."""
+    found = sorted((ROOT / "tests/kernels/interpreter").glob("test_*.py"))
+    return [str(p.relative_to(ROOT)) for p in found if f"m5ds.kernels.{op}" in p.read_text()]
+
+
+def ops() -> list[str]:
+    return sorted(
+        p.name for p in (ROOT / "kernels").iterdir() if p.is_dir() and kernel_files(p.name) and tests_of(p.name)
+    )
+
+
+def _is_kernel(node: ast.AST) -> bool:
+    return isinstance(node, ast.FunctionDef) and any("triton.jit" in ast.unparse(d) for d in node.decorator_list)
+
+
+def mutants(op: str, path: Path) -> list[Mutant]:
+    """Every mutant of one file: each statement deleted, each operator swapped."""
+    text = path.read_text()
+    number_of_sites = len(list(_sites(ast.parse(text))))
+    found = []
+    for number in range(number_of_sites):
+        tree = ast.parse(text)
+        node, what, apply = list(_sites(tree))[number]
+        line = node.lineno
+        apply()
+        source = ast.unparse(ast.fix_missing_locations(tree))
+        found.append(Mutant(op, str(path.relative_to(ROOT / "kernels")), line, what, source))
+    return found
+
+
+def _sites(tree: ast.Module):
+    """(node, description, function that mutates the tree) of every place in every kernel."""
+    for function in filter(_is_kernel, ast.walk(tree)):
+        for parent in ast.walk(function):
+            for body in (getattr(parent, "body", []), getattr(parent, "orelse", [])):
+                for i, statement in enumerate(body):
+                    if isinstance(statement, ast.Assign | ast.AugAssign) or _is_call(statement):
+                        yield statement, f"delete `{ast.unparse(statement)}`", _deleter(body, i)
+        for node in ast.walk(function):
+            if isinstance(node, ast.BinOp | ast.AugAssign) and type(node.op) in _SWAPS:
+                yield node, f"swap operator of `{ast.unparse(node)}`", _swapper(node)
+            elif isinstance(node, ast.Compare) and type(node.ops[0]) in _SWAPS:
+                yield node, f"swap comparison of `{ast.unparse(node)}`", _swapper(node)
+
+
+def _is_call(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)
+
+
+def _deleter(body: list[ast.stmt], i: int):
+    def apply() -> None:
+        body[i] = ast.Pass()
+
+    return apply
+
+
+def _swapper(node: ast.BinOp | ast.AugAssign | ast.Compare):
+    def apply() -> None:
+        if isinstance(node, ast.Compare):
+            node.ops[0] = _SWAPS[type(node.ops[0])]()
+        else:
+            node.op = _SWAPS[type(node.op)]()
+
+    return apply
+
+
+def run_tests(tests: list[str], mutant: Mutant | None, timeout: float) -> bool:
+    """True where all tests pass on a copy of the tree with the mutant in it. A hang is a failure."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        skip = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "m5ds", copy / "m5ds", ignore=skip)
+        shutil.copytree(ROOT / "kernels", copy / "m5ds" / "kernels", ignore=skip)
+        shutil.copytree(ROOT / "tests" / "kernels", copy / "tests" / "kernels", ignore=skip)
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        if mutant:
+            (copy / "m5ds" / "kernels" / mutant.path).write_text(mutant.source)
+        environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": folder, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests]
+        try:
+            done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            return False
+        # 1: a test failed; 2: collection failed; below 0: the mutant crashed the interpreter. All are noticed.
+        assert done.returncode <= 2, f"pytest could not run: {done.stdout}{done.stderr}"
+        return done.returncode == 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0, help="which mutants (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=30, help="how many (default: %(default)s)")
+    parser.add_argument("--op", choices=ops(), help="one op only; default: all")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="test runs at a time (default: %(default)s)")
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one run (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    chosen_ops = [options.op] if options.op else ops()
+    for op in chosen_ops:
+        if not run_tests(tests_of(op), None, options.timeout):
+            print(f"{op}: the tests fail without any mutation", file=sys.stderr)
+            return 2
+    everything = [mutant for op in chosen_ops for path in kernel_files(op) for mutant in mutants(op, path)]
+    chosen = random.Random(options.seed).sample(everything, min(options.count, len(everything)))
+    with ThreadPoolExecutor(options.jobs) as pool:
+        passed = pool.map(lambda m: run_tests(tests_of(m.op), m, options.timeout), chosen)
+        survivors = 0
+        for mutant, survived in zip(chosen, passed, strict=True):
+            survivors += survived
+            print(f"{'SURVIVED' if survived else 'killed':<8} {mutant.path}:{mutant.line} {mutant.what}", flush=True)
+    share = 1 - survivors / max(len(chosen), 1)
+    print(f"{share:.0%} of {len(chosen)} mutants (of {len(everything)}) make a test fail; wanted: {WANTED:.0%}")
+    return 0 if share >= WANTED else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
