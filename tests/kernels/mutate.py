@@ -2,8 +2,9 @@
 
     python tests/kernels/mutate.py --seed 0 [--op NAME] [--count 30] [--jobs 2]
 
-Each mutant deletes one statement or swaps one operator inside a `triton.jit` function, in a copy of the tree, and runs the
-op's interpreter tests on it. Exits 1 where fewer than 95 % make a test fail (or hang). docs/kernels.md explains survivors.
+Each mutant deletes one statement or swaps one operator inside a `triton.jit` function, in a copy of the tree, and runs
+the op's interpreter tests on it. Exits 1 where fewer than 95 % make a test fail (or hang). docs/kernels.md explains
+survivors.
 """
 
 import argparse
