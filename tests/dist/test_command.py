@@ -55,6 +55,7 @@ def commands(tmp_path_factory) -> tuple[Path, dict[str, tuple[list[str], str]], 
     cases["cut"] = {"arguments": data.arguments(cut), "stop_after": 5}
     cases["resumed"] = {"arguments": data.arguments(cut, "--resume", "auto")}
     cases["other model"] = {"arguments": data.arguments(cut, "--resume", "auto", "model.ffn_dim=48")}
+    cases["no budget"] = {"arguments": data.arguments(root / "no_budget", "data.max_bad_fraction=0.0")}
     cases["again"] = {"arguments": data.arguments(cut, steps=1)}
     (root / "cases.json").write_text(json.dumps(list(cases.values())))
     worker = Path(__file__).with_name("worker_commands.py")
@@ -140,3 +141,11 @@ def test_a_new_run_stands_beside_the_earlier_one(commands) -> None:
     assert results["again"]["code"] == 0, results["again"]["stderr"]
     assert len(small_run.recorded(root / "cut/quickstart")) == 12
     assert len(small_run.recorded(root / "cut/quickstart-2")) == 1
+
+
+def test_spent_budget_of_damaged_files_stops_with_the_list(commands) -> None:
+    root, _, results = commands
+    assert results["no budget"]["code"] == 2
+    assert "data.max_bad_fraction 0.0" in results["no budget"]["stderr"]
+    assert "synthetic/" in results["no budget"]["stderr"].splitlines()[-1]
+    assert (root / "no_budget/quickstart/bad_media.jsonl").read_text()

@@ -1,12 +1,13 @@
 """Which checkpoints a run may go on from, and what it says where it may not."""
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
 
 from m5ds import config
-from m5ds.train import checkpoint, run_directory
+from m5ds.train import checkpoint, run_directory, tags
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -86,3 +87,39 @@ def test_resume_path_may_be_run_checkpoints_or_tag(tmp_path: Path, part: str) ->
 def test_resume_path_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--resume .*nothing: no run there"):
         run_directory.choose("runs", "q", str(tmp_path / "nothing"))
+
+
+def saved_tag(root: Path, step: int, created: float) -> Path:
+    folder = root / tags.tag_name(step)
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text(json.dumps({"step": step}))
+    (folder / "weights.pt").write_bytes(b"weights")
+    tags.complete(root, folder.name, created, tags.describe_files(folder, tags.list_files(folder)))
+    return folder
+
+
+def test_resume_falls_back_to_the_newest_tag_whose_bytes_are_right(tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    saved_tag(root, 10, 1.0)
+    (saved_tag(root, 20, 2.0) / "weights.pt").write_bytes(b"weightZ")
+    (saved_tag(root, 30, 3.0) / "manifest.json").unlink()
+    found, skipped = checkpoint.find(tmp_path)
+    assert found is not None
+    assert (found.tag, found.state["step"]) == ("step-00000010", 10)
+    assert [part in message for part, message in zip(("step-00000030", "step-00000020"), skipped, strict=True)] == [
+        True
+    ] * 2
+
+
+def test_one_tag_that_is_asked_for_is_not_replaced_by_another(tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    saved_tag(root, 10, 1.0)
+    (saved_tag(root, 20, 2.0) / "manifest.json").unlink()
+    found, skipped = checkpoint.find(root / "step-00000020")
+    assert found is None
+    assert "the save did not finish" in skipped[0]
+    assert checkpoint.find(root / "step-00000010")[0] is not None
+
+
+def test_a_run_without_checkpoints_has_nothing_to_skip(tmp_path: Path) -> None:
+    assert checkpoint.find(tmp_path) == (None, [])
