@@ -122,10 +122,6 @@ class VocabularyHead(nn.Module):
         vocab_size = getattr(context.token_table, "ds_shape", context.token_table.shape)[0]
         self.decoder_bias = nn.Parameter(torch.zeros(vocab_size))
 
-    def logits(self, hidden_KD: Tensor) -> Tensor:
-        """Logits [K, V] of every token; only inside this module's own forward under ZeRO-3."""
-        return F.linear(self._transformed(hidden_KD), self.decoder_weight, self.decoder_bias)
-
     def forward(
         self,
         hidden_KD: Tensor,
@@ -139,14 +135,9 @@ class VocabularyHead(nn.Module):
         """
         assert rows.token_N is not None
         target_K = rows.token_N.index_select(0, masked_K)
-        if loss_weight_K is None and logit_weight_K is None:
-            h_KD = self._transformed(hidden_KD)
-            return masked_cross_entropy(h_KD, self.decoder_weight, self.decoder_bias, target_K)
-        logits_KV = wide(self.logits(hidden_KD))
-        if logit_weight_K is not None:
-            logits_KV = logits_KV * logit_weight_K[:, None]
-        loss_K = F.cross_entropy(logits_KV, target_K, reduction="none")
-        return (loss_K if loss_weight_K is None else loss_K * loss_weight_K).sum()
+        weights = {"logit_weight_K": logit_weight_K, "loss_weight_K": loss_weight_K}
+        h_KD = self._transformed(hidden_KD)
+        return masked_cross_entropy(h_KD, self.decoder_weight, self.decoder_bias, target_K, **weights)
 
     def _transformed(self, hidden_KD: Tensor) -> Tensor:
         return self.norm(F.gelu(self.transform(hidden_KD)))
