@@ -238,7 +238,7 @@ def _tree(path: str | Path, overrides: list[str] | None) -> dict[str, Any]:
     except omegaconf.errors.OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {_first_line(error)}") from error
     assert isinstance(plain, dict)
-    return plain
+    return {str(key): value for key, value in plain.items()}
 
 
 def parse(tree: dict[str, Any], where: str) -> RunConfig:
