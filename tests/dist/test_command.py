@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import launching  # noqa: E402
 import small_run  # noqa: E402
 
+pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -63,7 +64,7 @@ def commands(tmp_path_factory) -> tuple[Path, dict[str, tuple[list[str], str]], 
         [sys.executable, str(worker), str(root / "cases.json"), str(root / "out.json")],
         cwd=root,
         env=launching.environment(),
-        timeout=170,
+        timeout=600,
         capture_output=True,
         text=True,
     )

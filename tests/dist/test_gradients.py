@@ -16,6 +16,7 @@ from m5ds.model.masking import count_targets
 sys.path.insert(0, str(Path(__file__).parent))
 import launching  # noqa: E402
 
+pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("worker_gradients.py")
 SMALL = [
@@ -71,7 +72,7 @@ def plain_model(spec: config.ModelConfig) -> M5ForPretraining:
 
 def run_cases(tmp_path: Path, cases: list[dict], world_size: int) -> list[dict]:
     torch.save(cases, tmp_path / "cases.pt")
-    launching.run_ranks(WORKER, [str(tmp_path / "cases.pt"), str(tmp_path / "out.pt")], world_size, timeout=150)
+    launching.run_ranks(WORKER, [str(tmp_path / "cases.pt"), str(tmp_path / "out.pt")], world_size, timeout=500)
     return torch.load(tmp_path / "out.pt", weights_only=False)
 
 
