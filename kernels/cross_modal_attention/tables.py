@@ -19,7 +19,7 @@ from torch import Tensor
 from m5ds.kernels.cross_modal_attention.dropout import ALIGNMENT, segment_offsets
 from m5ds.kernels.cross_modal_attention.spec import AttentionSpec
 from m5ds.kernels.layout import PackedLayout
-from m5ds.kernels.tiles import SIZES, attention_tile
+from m5ds.kernels.tiles import ATTENTION_KERNELS, SIZES, attention_tile
 
 POSITION_BITS = 20
 """A row's causal code is modality << POSITION_BITS | position; a row sees no row of its modality with a larger code."""
@@ -74,23 +74,25 @@ def build_tables(
         raise ValueError(f"layout: a segment of {length_BM.max()} rows exceeds the limit of {(1 << POSITION_BITS) - 1}")
     start_BM = np.cumsum(length_BM, 0) - length_BM + np.array(layout.slab[:-1], dtype=np.int64)
     modalities = range(spec.num_modalities)
-    query_groups = _groups([spec.keys_of(m) for m in modalities])
-    key_groups = _groups([spec.queries_of(m) for m in modalities])
-    parts: list[np.ndarray] = []
-    for kernel in ("fwd", "bwd_dq", "bwd_dkdv"):
-        tile = attention_tile(kernel, arch, head_dim, itemsize, size)
-        if kernel == "bwd_dkdv":
-            parts += _side(length_BM, start_BM, key_groups, spec, block=tile.block_n, own_is_query=False)
-        else:
-            parts += _side(length_BM, start_BM, query_groups, spec, block=tile.block_m, own_is_query=True)
-    parts += _per_row(layout, spec, length_BM)
-    flat = np.concatenate([part.reshape(-1) for part in parts]).astype(np.int32)
-    on_device = torch.from_numpy(flat).to(layout.device, non_blocking=True)
-    pieces = [
-        piece.view(part.shape) for piece, part in zip(on_device.split([p.size for p in parts]), parts, strict=True)
+    seen, seen_by = (_groups([see(m) for m in modalities]) for see in (spec.keys_of, spec.queries_of))
+    by_query = _lists(length_BM, start_BM, seen, spec, own_is_query=True)
+    by_key = _lists(length_BM, start_BM, seen_by, spec, own_is_query=False)
+    tiles = {kernel: attention_tile(kernel, arch, head_dim, itemsize, size) for kernel in ATTENTION_KERNELS}
+    parts = [
+        *by_query.rows,
+        *by_key.rows,
+        _cut(by_query, tiles["fwd"].block_m),
+        _cut(by_query, tiles["bwd_dq"].block_m),
+        _cut(by_key, tiles["bwd_dkdv"].block_n),
+        *_per_row(layout, spec, length_BM),
     ]
-    sides = [Side(*pieces[i : i + 3]) for i in (0, 3, 6)]
-    return Tables({"fwd": sides[0], "bwd_dq": sides[1]}, sides[2], pieces[9], pieces[10], size)
+    flat = np.concatenate([part.reshape(-1) for part in parts]).astype(np.int32)
+    on_device = torch.from_numpy(flat).to(layout.device, non_blocking=True).split([part.size for part in parts])
+    query, key_of_query, key, query_of_key, fwd, dq, dkdv, code, offset = (
+        piece.view(part.shape) for piece, part in zip(on_device, parts, strict=True)
+    )
+    queries = {"fwd": Side(query, key_of_query, fwd), "bwd_dq": Side(query, key_of_query, dq)}
+    return Tables(queries, Side(key, query_of_key, dkdv), code, offset, size)
 
 
 def _lengths(layout: PackedLayout) -> np.ndarray:
@@ -105,35 +107,41 @@ def _groups(others: list[tuple[int, ...]]) -> list[tuple[tuple[int, ...], tuple[
     return [(tuple(own), other) for other, own in groups.items()]
 
 
-def _side(
+@dataclass(frozen=True)
+class _Lists:
+    """Row lists of one side with all groups one after another."""
+
+    rows: tuple[np.ndarray, np.ndarray]
+    """Own rows, other rows."""
+    bounds: list[tuple[np.ndarray, np.ndarray]]
+    """Of each group: [B + 1] bounds of each product's run in own rows and in other rows."""
+    causal: list[bool]
+    """Of each group: one causal modality that sees only itself, so that tiles can be skipped."""
+    own_is_query: bool
+
+
+def _lists(
     length_BM: np.ndarray,
     start_BM: np.ndarray,
     groups: list[tuple[tuple[int, ...], tuple[int, ...]]],
     spec: AttentionSpec,
     *,
-    block: int,
     own_is_query: bool,
-) -> list[np.ndarray]:
-    """Own rows, other rows and tiles of all groups, longest work first."""
-    own_align, other_align = (1, ALIGNMENT) if own_is_query else (ALIGNMENT, 1)
-    own_lists, other_lists, tiles = [], [], []
-    own_base = other_base = 0
-    for own, other in groups:
-        own_rows, own_bounds = _row_list(length_BM[:, own], start_BM[:, own], own_align)
-        other_rows, other_bounds = _row_list(length_BM[:, other], start_BM[:, other], other_align)
-        cut = _cut(own_bounds, other_bounds, block)
-        if own == other and len(own) == 1 and spec.is_causal(own[0]):
-            _skip_invisible(cut, own_bounds, other_bounds, own_is_query)
-        cut[:, 0:2] += own_base
-        cut[:, 2:4] += other_base
-        own_base += own_rows.size
-        other_base += other_rows.size
-        own_lists.append(own_rows)
-        other_lists.append(other_rows)
-        tiles.append(cut)
-    tiles_N5 = np.concatenate(tiles)
-    by_work = np.argsort(tiles_N5[:, 2] - tiles_N5[:, 3], kind="stable")
-    return [np.concatenate(own_lists), np.concatenate(other_lists), tiles_N5[by_work]]
+) -> _Lists:
+    aligns = (1, ALIGNMENT) if own_is_query else (ALIGNMENT, 1)
+    rows: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    bounds, base = [], [0, 0]
+    for group in groups:
+        of_group = []
+        for side in (0, 1):
+            members = list(group[side])
+            listed, bound = _row_list(length_BM[:, members], start_BM[:, members], aligns[side])
+            rows[side].append(listed)
+            of_group.append(bound + base[side])
+            base[side] += listed.size
+        bounds.append(tuple(of_group))
+    causal = [own == other and len(own) == 1 and spec.is_causal(own[0]) for own, other in groups]
+    return _Lists((np.concatenate(rows[0]), np.concatenate(rows[1])), bounds, causal, own_is_query)
 
 
 def _row_list(length_BG: np.ndarray, start_BG: np.ndarray, align: int) -> tuple[np.ndarray, np.ndarray]:
@@ -146,23 +154,25 @@ def _row_list(length_BG: np.ndarray, start_BG: np.ndarray, align: int) -> tuple[
     return rows, np.concatenate([[0], np.cumsum(padded_BG.sum(1))])
 
 
-def _cut(own_bounds: np.ndarray, other_bounds: np.ndarray, block: int) -> np.ndarray:
-    """int64 [N, 5]: each product's own list cut into tiles of `block`, each with the whole other list."""
-    num_tiles_B = -(-np.diff(own_bounds) // block)
-    product = np.repeat(np.arange(num_tiles_B.size), num_tiles_B)
-    number = np.arange(product.size) - (np.cumsum(num_tiles_B) - num_tiles_B)[product]
-    begin = own_bounds[product] + number * block
-    end = np.minimum(begin + block, own_bounds[product + 1])
-    return np.stack([begin, end, other_bounds[product], other_bounds[product + 1], product], 1)
-
-
-def _skip_invisible(cut: np.ndarray, own_bounds: np.ndarray, other_bounds: np.ndarray, own_is_query: bool) -> None:
-    """A causal modality that sees only itself: query tiles end at their last row, key tiles begin at their first."""
-    product = cut[:, 4]
-    if own_is_query:
-        cut[:, 3] = np.minimum(cut[:, 3], other_bounds[product] + cut[:, 1] - own_bounds[product])
-    else:
-        cut[:, 2] = np.minimum(cut[:, 3], other_bounds[product] + cut[:, 0] - own_bounds[product])
+def _cut(lists: _Lists, block: int) -> np.ndarray:
+    """int64 [N, 5]: each product's own list cut into tiles of `block`, each with the other list; longest work first."""
+    tiles = []
+    for (own_bounds, other_bounds), causal in zip(lists.bounds, lists.causal, strict=True):
+        num_tiles_B = -(-np.diff(own_bounds) // block)
+        product = np.repeat(np.arange(num_tiles_B.size), num_tiles_B)
+        number = np.arange(product.size) - (np.cumsum(num_tiles_B) - num_tiles_B)[product]
+        begin = own_bounds[product] + number * block
+        end = np.minimum(begin + block, own_bounds[product + 1])
+        other_begin, other_end = other_bounds[product], other_bounds[product + 1]
+        if causal and lists.own_is_query:
+            # queries see no key after their own last row
+            other_end = np.minimum(other_end, other_begin + end - own_bounds[product])
+        elif causal:
+            # keys are seen by no query before their own first row
+            other_begin = np.minimum(other_end, other_begin + begin - own_bounds[product])
+        tiles.append(np.stack([begin, end, other_begin, other_end, product], 1))
+    tiles_N5 = np.concatenate(tiles)
+    return tiles_N5[np.argsort(tiles_N5[:, 2] - tiles_N5[:, 3], kind="stable")]
 
 
 def _per_row(layout: PackedLayout, spec: AttentionSpec, length_BM: np.ndarray) -> list[np.ndarray]:
