@@ -1,8 +1,11 @@
 """embed_modalities as a handful of torch ops per modality: the CPU path.
 
-Rows of all modalities are normalised as they come, and one index_select moves them into packed order together with the
-[CLS] rows, which are the same vector for every product of a modality. Sums and LayerNorm run in float32 (or float64).
+A modality's content rows are normalised together; its [CLS] rows are one vector, the same for every product. Both are
+copied once, into their rows of the packed buffer. Sums and LayerNorm run in float32 (or float64).
 """
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,34 +16,63 @@ from m5ds.kernels.embed_modalities.masking import draw_mask, replace_tokens
 from m5ds.kernels.layout import PackedLayout
 
 
+@dataclass
+class _Rows:
+    """Where a modality's rows go in the packed buffer."""
+
+    content_N: Tensor
+    cls_S: Tensor | None
+    """The first row of each segment where the modality has [CLS] rows."""
+
+
+class _PackRows(torch.autograd.Function):
+    """Copies content rows [N, D] and [CLS] vectors [1, D] of all modalities into one buffer [T, D] of `dtype`.
+
+    Its backward gathers, in float32; index_select's own would scatter into zeros.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, num_rows: int, rows: list[_Rows], *blocks: Tensor) -> Tensor:
+        x_TD = blocks[0].new_empty(num_rows, blocks[0].shape[1], dtype=dtype)
+        left = iter(blocks)
+        for item in rows:
+            x_TD.index_copy_(0, item.content_N, next(left).to(dtype))
+            if item.cls_S is not None:
+                x_TD.index_copy_(0, item.cls_S, next(left).to(dtype).expand(len(item.cls_S), -1))
+        ctx.rows, ctx.dtype = rows, blocks[0].dtype
+        return x_TD
+
+    @staticmethod
+    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor | None, ...]:
+        grads: list[Tensor | None] = [None, None, None]
+        for item in ctx.rows:
+            grads.append(grad_TD.index_select(0, item.content_N).to(ctx.dtype))
+            if item.cls_S is not None:
+                grads.append(grad_TD.index_select(0, item.cls_S).to(ctx.dtype).sum(0, keepdim=True))
+        return tuple(grads)
+
+
 def embed_modalities_torch(
     inputs: list[EmbedInput], layout: PackedLayout, *, seed: int, eps: float
 ) -> tuple[Tensor, list[Tensor]]:
     """See `m5ds.kernels.embed_modalities.embed_modalities`."""
-    blocks, sources, masks = [], [], []
-    num_rows = 0
+    blocks, rows, masks = [], [], []
     for number, item in enumerate(inputs):
-        slab = slice(layout.slab[number], layout.slab[number + 1])
-        product_R, position_R = layout.row_product_T[slab], layout.row_position_T[slab]
-        source_R = torch.arange(num_rows, num_rows + item.num_rows, device=layout.device)
+        row_R = torch.arange(layout.slab[number], layout.slab[number + 1], device=layout.device)
+        cls_S = None
         if item.cls_D is not None:
-            # Content rows count up, and each [CLS] row points at the one normalised [CLS] vector behind them.
-            content_R = position_R > 0
-            product_R, position_R = product_R[content_R], position_R[content_R] - 1
-            cls_row = num_rows + item.num_rows
-            source_R = torch.full_like(content_R, cls_row, dtype=torch.int64).masked_scatter_(content_R, source_R)
-        content_ND, masked_N = _content(item, layout.product_B[product_R], layout.draw_B[product_R], position_R, seed)
+            is_cls_R = layout.row_position_T[row_R] == 0
+            cls_S, row_R = row_R[is_cls_R], row_R[~is_cls_R]
+        product_N = layout.row_product_T[row_R]
+        offset_N = layout.row_position_T[row_R] - int(item.cls_D is not None)
+        content_ND, masked_N = _content(item, layout.product_B[product_N], layout.draw_B[product_N], offset_N, seed)
         blocks.append(_normalise(content_ND, item, eps))
-        num_rows += item.num_rows
         if item.cls_D is not None:
-            blocks.append(_normalise(_wide(item.cls_D + item.modality_D)[None], item, eps))
-            num_rows += 1
-        sources.append(source_R)
+            blocks.append(_normalise((_wide(item.cls_D) + _wide(item.modality_D))[None], item, eps))
+        rows.append(_Rows(row_R, cls_S))
         masks.append(masked_N)
-    x_RD = torch.cat(blocks)
-    if any(item.cls_D is not None for item in inputs):
-        x_RD = x_RD.index_select(0, torch.cat(sources))
-    return x_RD.to(inputs[0].modality_D.dtype), masks
+    x_TD: Tensor = _PackRows.apply(inputs[0].modality_D.dtype, layout.num_rows, rows, *blocks)
+    return x_TD, masks
 
 
 def _wide(value: Tensor) -> Tensor:

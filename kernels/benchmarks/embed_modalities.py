@@ -1,0 +1,133 @@
+"""embed_modalities against the chain of torch ops that it replaces: one op per step, rows packed at the end.
+
+Letters: B products, N content rows of a modality, D width.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding, layer_norm
+
+from m5ds.kernels import philox
+from m5ds.kernels.benchmarks.case import Case, Estimate, Provider
+from m5ds.kernels.embed_modalities import EmbedInput, MaskSpec, draw_mask, embed_modalities, replace_tokens
+from m5ds.kernels.layout import PackedLayout
+
+LENGTHS = {"paper": (36, 36, 64, 12, 80), "raw": (196, 36, 64, 294, 230)}
+"""Content rows of image, text, table, video, audio; image, video and audio have [CLS] rows besides."""
+_DISCRETE = (False, True, True, False, False)
+_VOCABULARY, _EPS, _SEED = 21128, 1e-5, 0
+
+
+def cases(device: torch.device, quick: bool) -> Iterator[Case]:
+    """Lengths x presence; on a CPU fewer products, since its time grows with the work."""
+    for lengths in ("paper",) if quick else LENGTHS:
+        for presence in (0.75,) if quick else (0.3, 0.5, 0.75, 1.0):
+            yield _case(device, lengths, presence, 256 if device.type == "cuda" else 16, 768)
+
+
+def _case(device: torch.device, lengths: str, presence: float, num_products: int, width: int) -> Case:
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    inputs, layout = _problem(LENGTHS[lengths], presence, num_products, width, device, dtype)
+    leaves = [value for item in inputs for value in item.floats().values()]
+    grad_TD = torch.randn(layout.num_rows, width, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+
+    def filled(values: tuple[Tensor, ...]) -> list[EmbedInput]:
+        left = iter(values)
+        return [dataclasses.replace(item, **{name: next(left) for name in item.floats()}) for item in inputs]
+
+    def fused(*values: Tensor) -> Tensor:
+        return embed_modalities(filled(values), layout, seed=_SEED, eps=_EPS)[0]
+
+    def unfused(*values: Tensor) -> Tensor:
+        slabs = [_chain(item, number, layout) for number, item in enumerate(filled(values))]
+        return torch.cat(slabs)
+
+    name = "fused (triton)" if device.type == "cuda" else "fused (torch path)"
+    return Case(
+        "embed_modalities",
+        {"lengths": lengths, "presence": presence, "products": num_products, "width": width, "dtype": str(dtype)},
+        [Provider(name, fused, tuple(leaves), grad_TD), Provider("unfused torch", unfused, tuple(leaves), grad_TD)],
+        tolerance=2e-2 if dtype == torch.bfloat16 else 1e-5,
+        estimates=_estimates(inputs, layout, width),
+    )
+
+
+def _problem(
+    lengths: tuple[int, ...], presence: float, num_products: int, width: int, device: torch.device, dtype: torch.dtype
+) -> tuple[list[EmbedInput], PackedLayout]:
+    generator = torch.Generator().manual_seed(0)
+
+    def parameter(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device, dtype).requires_grad_()
+
+    present_BM = torch.rand(num_products, 5, generator=generator) < presence
+    content_BM = present_BM * torch.tensor(lengths)
+    has_cls = torch.tensor([not discrete for discrete in _DISCRETE])
+    products = torch.arange(num_products) * 7919
+    layout = PackedLayout.build(content_BM + present_BM * has_cls, present_BM, products, torch.zeros_like(products))
+    inputs = []
+    for m, discrete in enumerate(_DISCRETE):
+        row_N = torch.cat([torch.arange(n) for n in content_BM[:, m].tolist()]).to(device)
+        token_N = torch.randint(5, _VOCABULARY, row_N.shape, generator=generator).to(device)
+        text = {"text": True, "vocab_size": _VOCABULARY, "first_random_token": 5} if m == 1 else {}
+        inputs.append(
+            EmbedInput(
+                modality=m,
+                position_N=row_N,
+                unit_N=row_N,
+                part_N=row_N % 2 if m == 2 else torch.zeros_like(row_N),
+                position_table_PD=parameter(lengths[m], width),
+                modality_D=parameter(width),
+                norm_weight_D=parameter(width),
+                norm_bias_D=parameter(width),
+                projected_ND=None if discrete else parameter(len(row_N), width),
+                token_N=token_N if discrete else None,
+                token_table_VD=parameter(_VOCABULARY, width) if discrete else None,
+                part_table_2D=parameter(2, width) if m == 2 else None,
+                mask_D=None if discrete else parameter(width),
+                cls_D=None if discrete else parameter(width),
+                mask=MaskSpec(threshold=philox.threshold(0.15), mask_token=4, **text),
+            )
+        )
+    return inputs, layout.to(device)
+
+
+def _chain(item: EmbedInput, number: int, layout: PackedLayout) -> Tensor:
+    """One modality's slab, an op a step."""
+    slab = slice(layout.slab[number], layout.slab[number + 1])
+    product_R, position_R = layout.row_product_T[slab], layout.row_position_T[slab]
+    is_content_R = position_R >= int(item.cls_D is not None)
+    product_N = product_R[is_content_R]
+    keys = (layout.product_B[product_N], layout.draw_B[product_N])
+    masked_N = draw_mask(item.unit_N, item.part_N, *keys, item.modality, _SEED, item.mask)
+    if item.token_N is None:
+        x_ND = torch.where(masked_N[:, None], item.mask_D, item.projected_ND)
+    else:
+        seen_N = replace_tokens(item.token_N, masked_N, item.unit_N, *keys, item.modality, _SEED, item.mask)
+        x_ND = embedding(seen_N, item.token_table_VD)
+    x_ND = x_ND + embedding(item.position_N, item.position_table_PD)
+    if item.part_table_2D is not None:
+        x_ND = x_ND + embedding(item.part_N, item.part_table_2D)
+    x_RD = x_ND
+    if item.cls_D is not None:
+        x_RD = x_ND.new_empty(len(product_R), x_ND.shape[1])
+        x_RD = x_RD.index_put((is_content_R.nonzero()[:, 0],), x_ND)
+        x_RD = torch.where(is_content_R[:, None], x_RD, item.cls_D)
+    return layer_norm(x_RD + item.modality_D, x_RD.shape[1:], item.norm_weight_D, item.norm_bias_D, _EPS)
+
+
+def _estimates(inputs: list[EmbedInput], layout: PackedLayout, width: int) -> list[Estimate]:
+    """bf16. At least: each row in and out once; and with every position row read from memory, not from a cache."""
+    row, content = 2 * width, sum(item.num_rows for item in inputs)
+    statistics = 8 * layout.num_rows
+    forward = (content + layout.num_rows) * row + statistics
+    backward = (2 * content + layout.num_rows) * row + statistics
+    position = content * row
+    tables = sum(t.numel() * 2 for item in inputs for t in (item.token_table_VD,) if t is not None)
+    return [
+        Estimate("fwd", forward + position, forward, 0),
+        Estimate("bwd", backward + 3 * position + tables, backward + position + tables, 0),
+    ]
