@@ -8,10 +8,13 @@ CPU seconds (`time.process_time`, all threads) rather than wall time, so that a 
 import argparse
 import csv
 import io
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 import av
@@ -99,12 +102,11 @@ def main() -> None:
     rng = np.random.default_rng(0)
     crops = [Crop(*rng.random(4), flip=bool(number % 2)) for number in range(BATCH)]
     rows: list[list[object]] = []
+    place = [f"{platform.machine()} x {os.cpu_count()}", version("nvidia-dali-cuda120"), version("av"), date.today()]
 
     def measure(case: str, provider: str, run: Callable[[], object], num_files: int) -> None:
         low, middle, high = per_cpu_second(run, num_files, arguments.repeats)
-        rows.append(
-            [case, provider, round(low, 1), round(middle, 1), round(high, 1), platform.processor(), av.__version__]
-        )
+        rows.append([case, provider, round(low, 1), round(middle, 1), round(high, 1), *place])
         print(f"{case:34} {provider:8} {middle:9.1f} files per CPU second (p20 {low:.1f}, p80 {high:.1f})", flush=True)
 
     def items(make: Callable[[int], bytes], num_distinct: int, num: int) -> list[MediaItem]:
@@ -144,7 +146,7 @@ def main() -> None:
         arguments.csv.parent.mkdir(parents=True, exist_ok=True)
         with arguments.csv.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["case", "provider", "p20", "p50", "p80", "processor", "pyav"])
+            writer.writerow(["case", "provider", "p20", "p50", "p80", "cpu", "dali", "av", "date"])
             writer.writerows(rows)
 
 

@@ -43,7 +43,7 @@ class DaliRuntime:
 
     def images(self, files: Sequence[bytes], alpha: bool) -> list[Tensor]:
         """uint8 [H, W, 3] (or 4 with `alpha`) for every picture, turned as EXIF says; raises where one is damaged."""
-        output = types.ANY_DATA if alpha else types.RGB
+        output = types.DALIImageType.ANY_DATA if alpha else types.DALIImageType.RGB
         pictures = ndd.decoders.image(_encoded(files), device=self.name, output_type=output)
         return [torch.from_dlpack(picture) for picture in pictures.tensors]
 
@@ -61,10 +61,16 @@ class DaliRuntime:
         return [(torch.from_dlpack(sound), rate) for sound, rate in zip(sounds.tensors, rates_K, strict=True)]
 
     def resample(self, waves: Sequence[Tensor], rates: Sequence[float], rate: float) -> list[Tensor]:
-        """Every float32 [samples] wave at the new rate, on the CPU."""
-        in_rates = ndd.as_batch([np.float32(value) for value in rates])
-        resampled = ndd.audio_resample(ndd.as_batch(list(waves)), in_rate=in_rates, out_rate=float(rate))
-        return [torch.from_dlpack(wave) for wave in resampled.tensors]
+        """Every float32 [samples] wave at the new rate, on the CPU; a wave that has it is returned as it is."""
+        resampled = list(waves)
+        wanted = [place for place, old in enumerate(rates) if old != rate]
+        if wanted:
+            in_rates = ndd.as_batch([np.float32(rates[place]) for place in wanted])
+            batch = ndd.as_batch([waves[place] for place in wanted])
+            made = ndd.audio_resample(batch, in_rate=in_rates, out_rate=float(rate)).tensors
+            for place, wave in zip(wanted, made, strict=True):
+                resampled[place] = torch.from_dlpack(wave)
+        return resampled
 
 
 def _encoded(files: Sequence[bytes]) -> Any:

@@ -103,5 +103,6 @@ class Decoder:
         flipped = [place for place, index in enumerate(kept) if (crop := crops[index]) is not None and crop.flip]
         if flipped:
             pixels[flipped] = pixels[flipped].flip(-2)
-        scaled = (pixels / 255 - PIXEL_MEAN) / PIXEL_STD
-        return scaled.movedim(-1, -3).contiguous()
+        # Channels first while they are bytes: a quarter of the memory traffic.
+        scaled = pixels.movedim(-1, -3).contiguous().to(torch.float32)
+        return scaled.mul_(1 / (255 * PIXEL_STD)).sub_(PIXEL_MEAN / PIXEL_STD)

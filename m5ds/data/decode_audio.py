@@ -81,7 +81,7 @@ def log_mel(wave_N: Tensor, spec: AudioPatches) -> Tensor:
     spectrum = torch.stft(
         padded_N, spec.n_fft, spec.hop, window=window, center=True, pad_mode="constant", return_complex=True
     )
-    power = spectrum[:, :steps].abs().square()
+    power = torch.view_as_real(spectrum[:, :steps]).square().sum(dim=-1)
     mel = (filters @ power + _MEL_FLOOR).log()
     # In float64, or silence would be what rounding left of its mean.
     heard = mel[:, :sounding].double()
@@ -218,6 +218,6 @@ def _as_float(frame: av.AudioFrame) -> np.ndarray:
         samples = samples.reshape(-1, len(frame.layout.channels)).T
     if samples.dtype.kind == "f":
         return samples.astype(np.float32)
-    info = np.iinfo(samples.dtype)
+    info = np.iinfo(str(samples.dtype))
     middle = 0 if info.min else 128
     return (samples.astype(np.float32) - middle) / (info.max - middle + 1)

@@ -30,6 +30,7 @@ def open_container(data: bytes) -> av.container.InputContainer:
     """FFmpeg's demuxer for a clip or sound, chosen by content; raises MediaError or av.FFmpegError."""
     return av.open(
         io.BytesIO(data),
+        mode="r",
         format=stream_format(data),
         options=CODEC_OPTIONS,
         timeout=_OPEN_SECONDS,
@@ -109,10 +110,10 @@ def video_index(data: bytes, on_gpu: bool) -> VideoIndex:
             raise
     if not packets:
         raise MediaError("the video stream holds no frames")
-    stamps = [packet.pts for packet in packets]
-    timed = None not in stamps and len(set(stamps)) == len(stamps)
+    stamps = [packet.pts for packet in packets if packet.pts is not None]
+    timed = len(set(stamps)) == len(packets)
     time = stamps if timed else list(range(len(packets)))
-    shown = sorted(range(len(packets)), key=time.__getitem__)
+    shown = sorted(range(len(packets)), key=lambda packet: time[packet])
     codec = context.name
     dali = timed and codec in (DALI_GPU_CODECS if on_gpu else DALI_CPU_CODECS)
     dali = dali and not is_turned(data, stream_format(data))
