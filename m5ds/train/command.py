@@ -15,8 +15,8 @@ from m5ds.config import ConfigError, RunConfig
 from m5ds.train import ds_config, runtime
 
 EXIT_DIVERGED = 3
-GRACE_SECONDS = 4.0
-"""How long other ranks leave it to rank 0 to report an error that all of them meet."""
+GRACE_SECONDS = 20.0
+"""How long other ranks leave it to rank 0 to report an error that all meet; the launcher ends them meanwhile."""
 
 
 class Parser(argparse.ArgumentParser):

@@ -177,6 +177,8 @@ def resolve(ds: DeepSpeedJson, run: RunConfig, *, world_size: int, total_steps: 
     Raises ConfigError: batch that the ranks do not divide, a derived value that contradicts, an `"auto"` that stays.
     """
     train = run.train
+    if cpu and ds.precision == "fp16":
+        raise ConfigError(f"{ds.path}: fp16.enabled needs a GPU; use bf16 here, as configs/zero3.json does")
     slots = world_size * train.accumulation
     if train.global_batch_size % slots:
         raise ConfigError(

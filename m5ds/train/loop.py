@@ -50,7 +50,7 @@ def train(job: Job, monitor: Monitor, stop: StopRequest) -> int:
     train_config = job.config.train
     step = TrainStep(job.engine, job.model, seed=job.config.seed, precision=job.precision, directory=job.directory)
     meter = Meter(job)
-    if job.step == 0:
+    if job.step == 0 and job.last_tag is None:
         _validate(job, monitor, stop)
     batches = job.sources.training.steps(
         job.step * train_config.global_batch_size, num_steps=job.total_steps - job.step

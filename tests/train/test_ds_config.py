@@ -30,7 +30,8 @@ def resolved(path: Path, overrides: tuple[str, ...] = (), world_size: int = 1) -
     run = config.load(QUICKSTART, list(overrides))
     ds = ds_config.read(path)
     run = ds_config.merge(ds, run, str(QUICKSTART), config.given_keys(QUICKSTART, list(overrides)))
-    return ds_config.resolve(ds, run, world_size=world_size, total_steps=run.train.total_steps or 10, cpu=True)
+    cpu = ds.precision != "fp16"
+    return ds_config.resolve(ds, run, world_size=world_size, total_steps=run.train.total_steps or 10, cpu=cpu)
 
 
 @pytest.mark.parametrize("name", ["zero3", "zero3_offload", "zero3_fp16", "zero2"])
@@ -96,6 +97,12 @@ def test_scheduler_of_deepspeed_takes_its_steps_from_the_run(tmp_path: Path) -> 
     scheduler = {"type": "WarmupCosineLR", "params": {"total_num_steps": "auto", "warmup_num_steps": "auto"}}
     params = resolved(written(tmp_path, scheduler=scheduler), ("train.total_steps=50",))["scheduler"]["params"]
     assert params == {"total_num_steps": 50, "warmup_num_steps": 5}
+
+
+def test_fp16_without_a_gpu_is_refused() -> None:
+    ds, run = ds_config.read(ROOT / "configs/zero3_fp16.json"), config.load(QUICKSTART)
+    with pytest.raises(ConfigError, match=r"zero3_fp16\.json: fp16\.enabled needs a GPU"):
+        ds_config.resolve(ds, run, world_size=1, total_steps=10, cpu=True)
 
 
 def test_broken_and_missing_files_are_named(tmp_path: Path) -> None:
