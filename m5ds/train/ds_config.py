@@ -10,9 +10,9 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-from m5ds.config import ConfigError, RunConfig
+from m5ds.config import ConfigError, RunConfig, TrainConfig
 
 AUTO = "auto"
 
@@ -144,7 +144,16 @@ def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
     tree[last] = value
 
 
-def merge(ds: DeepSpeedJson, run: RunConfig, run_path: str, given: frozenset[str]) -> RunConfig:
+class _HasTrain(Protocol):
+    @property
+    def train(self) -> TrainConfig: ...
+
+
+Run = TypeVar("Run", bound=_HasTrain)
+"""A configuration with a `train` section: a run's, or that of a downstream task."""
+
+
+def merge(ds: DeepSpeedJson, run: Run, run_path: str, given: frozenset[str]) -> Run:
     """The run configuration with what only the JSON says; `given` are the YAML's own keys (config.given_keys).
 
     Raises ConfigError that names both files and the key where both say a value.
@@ -168,7 +177,8 @@ def merge(ds: DeepSpeedJson, run: RunConfig, run_path: str, given: frozenset[str
                 f'{ds.path}: {json_key} must be {" or ".join(t.__name__ for t in expected)} or "auto", got {value!r}'
             )
         changes[train_key] = tuple(value) if isinstance(value, list) else value
-    return dataclasses.replace(run, train=dataclasses.replace(run.train, **changes)) if changes else run
+    changed: Any = run
+    return dataclasses.replace(changed, train=dataclasses.replace(run.train, **changes)) if changes else run
 
 
 def resolve(ds: DeepSpeedJson, run: RunConfig, *, world_size: int, total_steps: int, cpu: bool) -> dict[str, Any]:

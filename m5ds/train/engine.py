@@ -55,7 +55,7 @@ def parameter_groups(model: M5ForPretraining, weight_decay: float) -> list[dict[
     ]
 
 
-def initialize(model: M5ForPretraining, config: RunConfig, ds: dict[str, Any], total_steps: int) -> Any:
+def initialize(model: Any, config: RunConfig, ds: dict[str, Any], total_steps: int) -> Any:
     """The DeepSpeed engine. The schedule is ours unless the JSON names one of DeepSpeed's."""
     scheduler = None
     if "scheduler" not in ds:

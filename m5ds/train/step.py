@@ -17,7 +17,6 @@ from m5ds.cli import one_line
 from m5ds.data.batch import Batch
 from m5ds.model.configuration import M5Config
 from m5ds.model.contrastive_pool import ContrastivePool
-from m5ds.model.m5mmt import M5ForPretraining
 from m5ds.model.masking import PRODUCTS, count_targets
 from m5ds.model.pairs import pair_name
 from m5ds.train import distributed, tags
@@ -36,7 +35,8 @@ class Diverged(RuntimeError):
 class TrainStep:
     """One optimizer step of one rank."""
 
-    def __init__(self, engine: Any, model: M5ForPretraining, *, seed: int, precision: str, directory: Path) -> None:
+    def __init__(self, engine: Any, model: Any, *, seed: int, precision: str, directory: Path) -> None:
+        """`model`: an M5ForPretraining, or what offers its `config`, `names`, `tasks`, `pair_names` and forward."""
         assert isinstance(model.config, M5Config)
         self.engine, self.model, self.config, self.seed = engine, model, model.config, seed
         self.precision, self.directory = precision, directory

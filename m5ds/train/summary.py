@@ -44,6 +44,7 @@ def closing(job: Job, monitor: Monitor, seconds: float, arguments: Namespace) ->
         f"{'checkpoint':<26}{job.checkpoints / job.last_tag if job.last_tag else 'none'}",
         f"{'curves':<26}tensorboard --logdir {shlex.quote(str(job.directory))}",
         f"{'go on longer':<26}{_resume(job, arguments)} train.total_steps={2 * job.total_steps}",
+        f"{'the downstream tasks':<26}python tools/finetune.py all --checkpoint {shlex.quote(str(job.directory))}",
     ]
     return "\n".join(lines)
 
