@@ -7,7 +7,6 @@ from m5ds.kernels.embed_modalities import EmbedInput, MaskSpec
 from m5ds.kernels.layout import PackedLayout
 
 KINDS = ("image", "text", "table", "video", "audio")
-VOCABULARY = 23
 
 
 def all_patterns() -> torch.Tensor:
@@ -22,6 +21,7 @@ def case(
     dtype: torch.dtype = torch.float64,
     ratio: float = 0.4,
     seed: int = 0,
+    vocabulary: int = 23,
 ) -> tuple[list[EmbedInput], PackedLayout]:
     """Image: [CLS], box geometry; text: 80/10/10; table: parts, key_or_value; video: [CLS], frames of two rows; audio:
     unmasked, with a mask vector that nothing uses. Product b has lengths[m] - b % 2 content rows (at least one).
@@ -50,14 +50,14 @@ def case(
         unit_N = row_N // 2 if kind in ("table", "video") else row_N.clone()
         if kind == "text":
             unit_N[row_N == 0] = -1
-        token_N = torch.randint(2, VOCABULARY, (num_rows,), generator=generator)
+        token_N = torch.randint(2, vocabulary, (num_rows,), generator=generator)
         spec = {
             "image": MaskSpec(threshold=philox.threshold(ratio)),
             "text": MaskSpec(
                 threshold=philox.threshold(ratio),
                 text=True,
                 mask_token=1,
-                vocab_size=VOCABULARY,
+                vocab_size=vocabulary,
                 first_random_token=2,
             ),
             "table": MaskSpec(threshold=philox.threshold(ratio), unit="key_or_value", mask_token=1),
@@ -76,7 +76,7 @@ def case(
                 norm_bias_D=parameter(width),
                 projected_ND=None if discrete else parameter(num_rows, width, scale=1.0),
                 token_N=token_N if discrete else None,
-                token_table_VD=parameter(VOCABULARY, width, scale=1.0) if discrete else None,
+                token_table_VD=parameter(vocabulary, width, scale=1.0) if discrete else None,
                 part_table_2D=parameter(2, width) if kind == "table" else None,
                 extra_ND=parameter(num_rows, width) if kind == "image" else None,
                 mask_D=None if discrete else parameter(width),

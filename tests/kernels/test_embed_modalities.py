@@ -51,7 +51,7 @@ def test_torch_path_agrees_with_float64_reference_on_all_presence_patterns(
 
 
 def test_reference_passes_gradcheck() -> None:
-    inputs, layout = case(all_patterns()[[31, 0, 9]], lengths=(2, 3, 4, 2, 1), width=3)
+    inputs, layout = case(all_patterns()[[31, 0, 9]], lengths=(2, 3, 4, 2, 1), width=3, vocabulary=5)
     tensors = named(inputs)
 
     def function(*values: torch.Tensor) -> torch.Tensor:
