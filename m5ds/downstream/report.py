@@ -84,18 +84,20 @@ def write_report(document: Document, out: Path) -> tuple[Path, Path]:
 
 
 def _opening(results: Sequence[Result]) -> list[Block]:
-    rows = [
-        [result.task, result.stage, result.source, result.fingerprint[:12], f"{result.split} of {result.shards}",
-         result.manifest_hash[:12]]
-        for result in results
-    ]  # fmt: skip
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for result in results:
+        data = f"{result.split} of {result.shards}", result.manifest_hash[:12]
+        rows.setdefault((result.stage, result.source, result.fingerprint[:12], *data), []).append(result.task)
     return [
         Text(
-            "Numbers are estimates with 95 % bootstrap intervals over products. `standard` is the textbook protocol,"
-            " `official` the released code's (AP over hits only, k cut to the positives, positives counted outside the"
+            "Numbers are estimates with 95 % bootstrap intervals over products. 'standard' is the textbook protocol,"
+            " 'official' the released code's (AP over hits only, k cut to the positives, positives counted outside the"
             " gallery, the query dropped after the top k)."
         ),
-        Grid(["task", "stage", "model", "weights", "data", "manifest"], rows),
+        Grid(
+            ["stage", "model", "weights", "data", "manifest", "tasks"],
+            [[*described, ", ".join(done)] for described, done in rows.items()],
+        ),
     ]
 
 

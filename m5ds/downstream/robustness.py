@@ -97,10 +97,37 @@ def evaluate_robustness(evaluation: Evaluation, pretrained: Pretrained, stage: s
                 except ValueError as error:
                     not_scored[condition.name] = str(error)
     with_policy(pretrained, own_policy)
+    correlation = _correlation(evaluation, pretrained)
     if not tables:
         return None
-    extras = {"not_scored": not_scored}
+    extras = {"not_scored": not_scored, "correlation": correlation}
     return evaluation.result("robustness", stage, pretrained, tables, extras)
+
+
+def _correlation(evaluation: Evaluation, pretrained: Pretrained) -> dict[str, Any]:
+    """Mean cosine between each two modalities' states of one product (paper Fig. 5); None where no product has both."""
+    names = pretrained.model.names
+    states = ["fused", "contrastive"] if pretrained.model.pair_names else ["fused"]
+    requests = [
+        Request(options=FeatureOptions(modalities=names, states=one, operation="concat", normalized=False))
+        for one in states
+    ]
+    sets = encode_split(pretrained, evaluation.data(pretrained), requests, progress="correlation")
+    found = {}
+    for one, products in zip(states, sets or [], strict=False):
+        states_NMD = products.vector_ND.reshape(len(products), len(names), -1)
+        norm_NM1 = np.linalg.norm(states_NMD, axis=2, keepdims=True)
+        unit_NMD = states_NMD / np.maximum(norm_NM1, 1e-12)
+        both_MM = products.present_NM.T.astype(np.float64) @ products.present_NM
+        cosine_MM = np.einsum("nid,njd->ij", unit_NMD, unit_NMD, dtype=np.float64)
+        found[one] = {
+            "names": list(names),
+            "cosine": [
+                [round(float(c / b), 4) if b else None for c, b in zip(cosines, boths, strict=True)]
+                for cosines, boths in zip(cosine_MM, both_MM, strict=True)
+            ],
+        }
+    return found
 
 
 def _options(config, pretrained: Pretrained, modalities: tuple[str, ...]) -> FeatureOptions:

@@ -1,0 +1,61 @@
+"""The tasks of a baseline, as results that compare with those of models."""
+
+from m5ds.downstream import settings as downstream_settings
+from m5ds.downstream import tasks
+from m5ds.downstream.baselines import BASELINES, embed, nearest_votes, read_products
+from m5ds.downstream.evaluation_data import use_file
+from m5ds.downstream.jobs import Evaluation, projection
+from m5ds.downstream.results import Result, Table
+
+
+def evaluate_baseline(name: str, evaluation: Evaluation) -> list[Result]:
+    """Coarse retrieval, clustering and classification; instance retrieval where it is by file or by group.
+
+    Queries and gallery are the test split, as for a model; what is learned comes from `train`.
+    """
+    settings, manifest = evaluation.settings, evaluation.manifest
+    train = list(read_products(evaluation.shards, "train"))
+    test = list(read_products(evaluation.shards, settings.test_split))
+    vectorizer = BASELINES[name][1](train)
+
+    def vectors(products, split):
+        return embed(name, vectorizer, products, split, manifest.hash, manifest.modalities)
+
+    tested = vectors(test, settings.test_split)
+    uncertainty = evaluation.uncertainty
+    tables, extras = tasks.coarse_retrieval(
+        tested, tested, settings.coarse_retrieval, uncertainty, evaluation.all_labels()
+    )
+    results = [_result("coarse_retrieval", name, evaluation, tables, extras)]
+    clusters = tasks.clustering(tested, settings.clustering, uncertainty)
+    results.append(_result("clustering", name, evaluation, clusters, {"projection": projection(tested)}))
+    votes_NC = nearest_votes(vectors(train, "train"), tested, len(manifest.categories))
+    table = tasks.classification(tested.ids, tested.label_N, votes_NC, evaluation.classes, uncertainty)
+    results.append(_result("classification", name, evaluation, [table], {}))
+    config = settings.instance_retrieval
+    if config.instance == "file" and BASELINES[name][0] == ("image",):
+        queries, gallery = (
+            vectors(list(read_products(evaluation.shards, settings.test_split, use_file(number))), settings.test_split)
+            for number in (config.query_file, 0)
+        )
+        found = tasks.instance_retrieval(queries, gallery, config, uncertainty)
+        results.append(_result("instance_retrieval", name, evaluation, *found))
+    elif config.instance == "group":
+        found = tasks.instance_retrieval(tested, tested, config, uncertainty)
+        results.append(_result("instance_retrieval", name, evaluation, *found))
+    return results
+
+
+def _result(task: str, name: str, evaluation: Evaluation, tables: list[Table], extras: dict) -> Result:
+    return Result(
+        task=task,
+        stage=name,
+        source=name,
+        fingerprint=name,
+        shards=str(evaluation.shards),
+        manifest_hash=evaluation.manifest.hash,
+        split=evaluation.settings.test_split,
+        settings=downstream_settings.to_dict(evaluation.settings),
+        tables=tables,
+        extras=extras,
+    )
