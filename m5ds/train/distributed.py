@@ -144,9 +144,9 @@ def feature_gather(sizes: list[int]) -> Gather | None:
         num_products, num_modalities, num_features = features_BME.shape
         assert num_products == sizes[rank()], f"{num_products} products on rank {rank()}, announced {sizes}"
         presence = present_BM.to(features_BME)
-        rows_BF = torch.cat([features_BME.reshape(num_products, -1), presence], dim=1)
+        rows_BF = torch.cat([features_BME.flatten(1), presence], dim=1)
         all_GF = _GatherRows.apply(rows_BF, sizes)
-        features_GME = all_GF[:, :-num_modalities].reshape(-1, num_modalities, num_features)
+        features_GME = all_GF[:, :-num_modalities].unflatten(1, (num_modalities, num_features))
         return features_GME, all_GF[:, -num_modalities:].detach() > 0.5, sum(sizes[: rank()])
 
     return gather
