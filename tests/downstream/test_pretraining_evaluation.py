@@ -1,10 +1,22 @@
 """The comparison of trained runs with their initial weights."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 from downstream_examples import embedding_set
 
-from m5ds.downstream.pretraining_evaluation import check_comparable_runs, compare, level_codes, summary, write_report
+from m5ds.downstream import pretraining_evaluation
+from m5ds.downstream.pretrained import load_pretrained
+from m5ds.downstream.pretraining_evaluation import (
+    check_comparable_runs,
+    compare,
+    evaluate_runs,
+    level_codes,
+    summary,
+    write_report,
+)
 from m5ds.downstream.retrieval import evaluate_retrieval
 
 CATEGORIES = ("Ships / Fighter", "Outfits / Guns", "Ships / Drone")
@@ -84,13 +96,45 @@ def test_a_repeated_seed_is_refused():
 
 
 def test_the_report_marks_intervals_that_include_zero(pairs, tmp_path):
-    import json
-    from dataclasses import asdict
-
     same = compare("category leaf", [(after, after) for after, _ in pairs], groups(), 100)
     better = compare("category leaf", pairs, groups(), 100)
-    report = {"runs": [{"seed": 0}, {"seed": 1}], "splits": {"test": [asdict(same), asdict(better)]}}
+    report = {
+        "runs": [{"seed": 0}, {"seed": 1}],
+        "splits": {"test": [dataclasses.asdict(same), dataclasses.asdict(better)]},
+    }
     lines = summary(report).splitlines()
     assert lines[2].endswith("includes zero") and not lines[5].endswith("includes zero")
     write_report(tmp_path / "a" / "report.json", report)
     assert json.loads((tmp_path / "a" / "report.json").read_text())["splits"]["test"][0]["num_queries"] == 40
+
+
+@pytest.fixture
+def runs(monkeypatch, shards, exported):
+    """Two runs by name whose trained weights are their initial ones."""
+
+    def load(path, *, untrained=False):
+        seed = int(str(path)[-1])
+        state = {"step": 1, "world_size": 2, "manifest_hash": "a", "code_version": "c", "shards": str(shards)}
+        return dataclasses.replace(load_pretrained(exported), run={"seed": seed, "model": {}}, state=state)
+
+    monkeypatch.setattr(pretraining_evaluation, "load_pretrained", load)
+    return ["run-0", "run-1"]
+
+
+def test_runs_that_learned_nothing_show_no_difference_in_any_task(runs):
+    report = evaluate_runs(runs, ["validation"], num_replicates=40)
+    tasks = {task["name"]: task for task in report["splits"]["validation"]}
+    assert {"image->text", "text->table", "category leaf, gallery train"} <= set(tasks)
+    assert {"category top, gallery validation"} <= set(tasks)
+    for task in tasks.values():
+        for value in task["metrics"].values():
+            assert value["trained"] == value["untrained"] and len(value["per_run"]) == 2
+            assert value["difference"]["low"] == value["difference"]["high"] == 0.0
+    assert [run["seed"] for run in report["runs"]] == [0, 1]
+    assert "config" not in report["runs"][0]
+    json.dumps(report)
+
+
+def test_a_hugging_face_directory_is_refused(exported):
+    with pytest.raises(ValueError, match="name a run's folder"):
+        evaluate_runs([exported], ["validation"])
