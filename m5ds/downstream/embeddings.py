@@ -12,6 +12,7 @@ Shape letters: N products, D width, M modalities.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -87,8 +88,7 @@ class EmbeddingSet:
             if shape != wanted:
                 raise ValueError(f"embeddings: {name} have shape {shape}, expected {wanted}")
         if len(set(self.ids)) != count:
-            seen: set[str] = set()
-            twice = next(name for name in self.ids if name in seen or seen.add(name))
+            twice = next(name for name, times in Counter(self.ids).items() if times > 1)
             raise ValueError(f"embeddings: product {twice!r} occurs twice; write them again into an empty folder")
 
     def __len__(self) -> int:
@@ -98,7 +98,7 @@ class EmbeddingSet:
     def empty_N(self) -> NDArray[np.bool_]:
         """True where the product has none of the modalities that were shown: its vector says nothing."""
         columns = [self.info.model_modalities.index(name) for name in self.info.modalities]
-        return ~self.present_NM[:, columns].any(1)
+        return np.logical_not(self.present_NM[:, columns].any(1))
 
     def take(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> "EmbeddingSet":
         """The products of these rows (numbers or a mask), in that order."""

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -67,7 +68,8 @@ def encode_range(
 ) -> list[EmbeddingSet]:
     """The products of positions [start, stop) under each request. Each batch is decoded once."""
     device = device_of_rank()
-    model = pretrained.model.to(device)
+    model: Any = pretrained.model
+    model = model.to(device)
     head = None if pretrained.head is None else pretrained.head.to(device)
     vectors: list[list[np.ndarray]] = [[] for _ in requests]
     presents: list[list[np.ndarray]] = [[] for _ in requests]
@@ -157,7 +159,7 @@ def _with_bar(ranges: list[tuple[int, int]], name: str, total: int) -> Iterator[
             bar.update(stop - start)
 
 
-def with_policy(pretrained: Pretrained, absent: str) -> Pretrained:
+def with_policy(pretrained: Pretrained, absent: Literal["drop", "token", "zeros"]) -> Pretrained:
     """The same weights under another policy for absent modalities, for comparison side by side.
 
     `ValueError` for `token` on a model that was trained without its tokens.

@@ -5,7 +5,7 @@ The products of positions [start, stop) always come in the same batches, whateve
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -82,7 +82,7 @@ class EvaluationData:
         places = self._order.places(start, (self.num_products if stop is None else stop) - start)
         cuts = [tuple(places[i : i + self.batch_size]) for i in range(0, len(places), self.batch_size)]
         with ThreadPoolExecutor(self._num_threads) as threads:
-            ahead = deque()
+            ahead: deque[Future[EvaluationBatch]] = deque()
             for cut in cuts:
                 ahead.append(threads.submit(self._prepare, cut))
                 if len(ahead) > self._num_threads + 1:

@@ -94,7 +94,8 @@ def prepare(
             raise ValueError(f"--resume {resume}: no usable checkpoint: {'; '.join(skipped) or 'none there'}")
     opened = sources.open_sources(config, shards, pretrained.tokenizer)
     train = config.train
-    total_steps = train.total_steps or max(1, train.epochs * opened.training.num_products // train.global_batch_size)
+    epochs = train.epochs or 0  # exactly one of total_steps and epochs is set
+    total_steps = train.total_steps or max(1, epochs * opened.training.num_products // train.global_batch_size)
     world_size, on_cpu = distributed.world_size(), not torch.cuda.is_available()
     resolved = ds_config.resolve(ds, config, world_size=world_size, total_steps=total_steps, cpu=on_cpu)
     facts = {
@@ -174,6 +175,7 @@ def finetune(job: FinetuneJob, monitor: Monitor, stop: StopRequest) -> int:
         if announced["stop"]:
             _save(job, job.directory / CHECKPOINTS, train.keep_last)
             return max(distributed.gather_objects(stop.requested))
+        assert not isinstance(taken, Exception)  # announce has raised
         job.budget.update(num_decoded=int(announced["decoded"]), num_bad=int(announced["bad"]), local=taken.bad_media)
         losses = step([batch.to(job.engine.device) for batch in taken.micro_batches], announced)
         job.step += 1

@@ -7,6 +7,7 @@ of the training products are head, the rarest that hold a tenth are tail). Class
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +58,7 @@ def frequency_group(count_C: NDArray[np.int64], rule: FrequencyRule = COUNTS) ->
 
 
 def split_by_frequency(
-    values_N: NDArray[np.float64],
+    values_N: NDArray[Any],
     label_N: NDArray[np.int64],
     train_label: NDArray[np.int64],
     rule: FrequencyRule = COUNTS,

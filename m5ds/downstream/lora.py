@@ -21,13 +21,13 @@ def add_adapters(encoder: nn.Module, rank: int, alpha: float, seed: int) -> None
 
     settings = LoraConfig(
         r=rank,
-        lora_alpha=alpha,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # a float serves as well
         target_modules=rf".*\.({'|'.join(TARGETS)})",
         lora_dropout=0.0,
         init_lora_weights=False,
     )
     # Into the blocks alone: for a whole PreTrainedModel peft asks after an input embedding that products do not have.
-    inject_adapter_in_model(settings, encoder.blocks)
+    inject_adapter_in_model(settings, encoder.get_submodule("blocks"))
     for name, parameter in encoder.named_parameters():
         parameter.requires_grad_(name.endswith((_DOWN, _UP)))
         with torch.no_grad():

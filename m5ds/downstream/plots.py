@@ -17,7 +17,7 @@ from matplotlib.figure import Figure  # noqa: E402
 from m5ds.downstream.results import Result, Table  # noqa: E402
 
 METRIC = "ap@10"
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -82,7 +82,7 @@ def missing_curves(results: Sequence[Result]) -> str | None:
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
         sources = list(dict.fromkeys(source for source, _ in curves))
-        colors = plt.get_cmap("tab10").colors
+        colors = plt.get_cmap("tab10")(range(10))
         lost = list(dict.fromkeys(name for _, name in curves if name != "any"))
         for (source, name), points in curves.items():
             points.sort(key=lambda point: point[0])
@@ -161,10 +161,16 @@ def projection(result: Result, categories: Sequence[str]) -> str | None:
     with plt.rc_context(_STYLE):
         figure, axis = plt.subplots(figsize=(6.5, 5))
         rest = ~np.isin(label_N, frequent)
-        axis.scatter(*xy_N2[rest].T, s=5, color="#cccccc")
+        axis.scatter(xy_N2[rest, 0], xy_N2[rest, 1], s=5, color="#cccccc")
         for number, label in enumerate(frequent):
             name = categories[label] if label < len(categories) else str(label)
-            axis.scatter(*xy_N2[label_N == label].T, s=7, color=plt.get_cmap("tab10").colors[number], label=name)
+            axis.scatter(
+                xy_N2[label_N == label, 0],
+                xy_N2[label_N == label, 1],
+                s=7,
+                color=plt.get_cmap("tab10")(number),
+                label=name,
+            )
         axis.set_axis_off()
         axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
         return _svg(figure)

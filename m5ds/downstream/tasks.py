@@ -122,7 +122,8 @@ def _retrieve(
     exclude_self: bool,
     labelled: bool,
 ) -> tuple[list[Table], dict[str, Any]]:
-    tables, examples = [], []
+    tables: list[Table] = []
+    examples: list[Any] = []
     for name in config.protocols:
         result = evaluate_retrieval(
             queries,
@@ -201,7 +202,7 @@ def classification(
     rows = np.flatnonzero(label_N >= 0)
     if len(rows) < 2:
         raise ValueError(f"classification: {len(rows)} of {len(ids)} products have a label of a kept category")
-    kept_ids = tuple(ids[i] for i in rows)
+    kept_ids = tuple(ids[i] for i in rows.tolist())
     label_N = label_N[rows]
     logits_NC = np.where(classes.count_C > 0, logits_NC[rows], -np.inf)
     predicted_N = logits_NC.argmax(1)
