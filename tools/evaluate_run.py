@@ -18,10 +18,12 @@ def main() -> None:
     parser.add_argument("--splits", nargs="+", default=["validation", "test"], help="default: validation test")
     parser.add_argument("--replicates", type=int, default=10_000, help="bootstrap replicates (default: 10000)")
     parser.add_argument("--batch-size", type=int, default=32, help="products of a batch (default: 32)")
+    parser.add_argument("--threads", type=int, default=2, help="decoding threads (default: 2)")
     parser.add_argument("--out", type=Path, help="write the report as JSON")
     arguments = parser.parse_args()
-    if arguments.batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {arguments.batch_size}")
+    for flag, least in (("batch_size", 1), ("threads", 1), ("replicates", 20)):
+        if getattr(arguments, flag) < least:
+            raise ValueError(f"--{flag.replace('_', '-')} must be at least {least}, got {getattr(arguments, flag)}")
 
     from m5ds.downstream.pretraining_evaluation import evaluate_runs, summary, write_report
 
@@ -29,6 +31,7 @@ def main() -> None:
         arguments.run,
         arguments.splits,
         batch_size=arguments.batch_size,
+        num_threads=arguments.threads,
         num_replicates=arguments.replicates,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )

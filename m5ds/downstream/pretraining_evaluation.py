@@ -62,6 +62,7 @@ def evaluate_runs(
     splits: Sequence[str] = ("validation", "test"),
     *,
     batch_size: int = 32,
+    num_threads: int = 1,
     num_replicates: int = 10_000,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def evaluate_runs(
         trained, untrained = load_pretrained(path), load_pretrained(path, untrained=True)
         runs.append(_description(str(path), trained))
         check_comparable_runs(runs)
-        before, after = (_embeddings(model, splits, batch_size) for model in (untrained, trained))
+        before, after = (_embeddings(model, splits, batch_size, num_threads) for model in (untrained, trained))
         for split in splits:
             groups |= _groups(after["sets"][split]["fused"])
             found = [_tasks(side["sets"], split, side["categories"]) for side in (after, before)]
@@ -125,7 +126,7 @@ def check_comparable_runs(runs: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def _embeddings(model: Pretrained, splits: Sequence[str], batch_size: int) -> dict[str, Any]:
+def _embeddings(model: Pretrained, splits: Sequence[str], batch_size: int, num_threads: int) -> dict[str, Any]:
     """`sets`: split -> name (`fused` or a modality) -> products; `categories`: names of the labels."""
     assert model.state is not None
     names = model.model.names
