@@ -101,10 +101,30 @@ def bootstrap_mean(
     seed: int = 0,
 ) -> Interval:
     """Percentile interval of a mean over products."""
-    values_N = np.asarray(values_N, dtype=np.float64)
-    _check(len(values_N), keys_N, num_replicates, confidence)
-    low, high = _quantiles(mean_replicates(values_N[None], keys_N, num_replicates, seed)[:, 0], confidence)
-    return Interval(estimate=float(values_N.mean()), low=low, high=high, confidence=confidence)
+    return bootstrap_means({"mean": values_N}, keys_N, num_replicates=num_replicates, confidence=confidence, seed=seed)[
+        "mean"
+    ]
+
+
+def bootstrap_means(
+    values: dict[str, NDArray[np.float64]],
+    keys_N: NDArray[np.int64],
+    *,
+    num_replicates: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """`bootstrap_mean` of several values of the same products, with the weights drawn once."""
+    if not values:
+        return {}
+    values_SN = np.stack([np.asarray(value_N, dtype=np.float64) for value_N in values.values()])
+    _check(values_SN.shape[1], keys_N, num_replicates, confidence)
+    replicates_RS = mean_replicates(values_SN, keys_N, num_replicates, seed)
+    intervals = {}
+    for number, name in enumerate(values):
+        low, high = _quantiles(replicates_RS[:, number], confidence)
+        intervals[name] = Interval(estimate=float(values_SN[number].mean()), low=low, high=high, confidence=confidence)
+    return intervals
 
 
 def bootstrap_difference(

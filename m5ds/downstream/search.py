@@ -9,7 +9,9 @@ from typing import Literal, get_args
 
 import faiss
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 Kind = Literal["flat", "ivfpq", "hnsw"]
 
@@ -72,10 +74,10 @@ def _check_pair(queries_QD: NDArray[np.floating], gallery_GD: NDArray[np.floatin
         raise ValueError(f"k must be at least 1, got {k}")
 
 
-def _sortable(score: NDArray[np.float32], index: NDArray[np.int64]) -> NDArray[np.int64]:
+def _sortable(score: Tensor, index: Tensor) -> Tensor:
     """int64 keys whose order is that of (score, -index), so that equal scores prefer the lower index."""
-    bits = (score + np.float32(0)).view(np.int32).astype(np.int64)
-    ordered = np.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
+    bits = (score + 0.0).view(torch.int32).long()
+    ordered = torch.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
     return (ordered << _INDEX_BITS) | (_INDEX_MASK - index)
 
 
@@ -91,26 +93,31 @@ def exact_topk(
     """The k gallery rows of highest inner product of each query: scores [Q, K] and rows [Q, K], K = min(k, G).
 
     Products are summed in float64 and rounded once to float32, so that equal vectors tie whatever block they are in;
-    of equal scores the lower row comes first. Works in blocks of bounded memory. `ValueError` for unequal widths.
+    of equal scores the lower row comes first. Works in blocks of bounded memory, on the GPU where there is one.
+    `ValueError` for unequal widths.
     """
     check_vectors(gallery_GD, "gallery")
     _check_pair(queries_QD, gallery_GD, k)
     assert len(gallery_GD) <= _INDEX_MASK
     k = min(k, len(gallery_GD))
-    width = queries_QD.shape[1]
-    gallery_step = max(1, min(len(gallery_GD), _BLOCK_BYTES // (8 * width)))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    gallery_step = max(1, min(len(gallery_GD), _BLOCK_BYTES // (8 * queries_QD.shape[1])))
     query_step = max(1, _BLOCK_BYTES // (8 * gallery_step))
     best_QK = np.empty((len(queries_QD), k), dtype=np.int64)
     for q in range(0, len(queries_QD), query_step):
-        block_QD = queries_QD[q : q + query_step].astype(np.float64)
-        keys_QK = np.empty((len(block_QD), 0), dtype=np.int64)
+        block_QD = _float64(queries_QD[q : q + query_step], device)
+        keys_QK = torch.empty((len(block_QD), 0), dtype=torch.int64, device=device)
         for g in range(0, len(gallery_GD), gallery_step):
-            scores = (block_QD @ gallery_GD[g : g + gallery_step].astype(np.float64).T).astype(np.float32)
-            keys_QK = np.concatenate([keys_QK, _sortable(scores, np.arange(g, g + scores.shape[1]))], 1)
-            if keys_QK.shape[1] > k:
-                keys_QK = np.partition(keys_QK, keys_QK.shape[1] - k, axis=1)[:, -k:]
-        best_QK[q : q + query_step] = -np.sort(-keys_QK, axis=1)
+            score_QG = (block_QD @ _float64(gallery_GD[g : g + gallery_step], device).T).float()
+            rows_G = torch.arange(g, g + score_QG.shape[1], device=device)
+            keys_QK = torch.cat([keys_QK, _sortable(score_QG, rows_G)], 1)
+            keys_QK = keys_QK.topk(min(k, keys_QK.shape[1]), dim=1).values
+        best_QK[q : q + query_step] = keys_QK.cpu().numpy()
     return _unpack(best_QK)
+
+
+def _float64(vectors: NDArray[np.floating], device: torch.device) -> Tensor:
+    return torch.from_numpy(vectors.astype(np.float64)).to(device)
 
 
 def build_index(vectors_GD: NDArray[np.floating], kind: Kind, options: IndexOptions | None = None) -> Index:

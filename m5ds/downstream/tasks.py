@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m5ds.downstream import metrics
-from m5ds.downstream.bootstrap import bootstrap_mean, bootstrap_statistic, keys_of
+from m5ds.downstream.bootstrap import bootstrap_mean, bootstrap_means, bootstrap_statistic, keys_of
 from m5ds.downstream.clustering import METRICS, cluster
 from m5ds.downstream.embeddings import EmbeddingSet
 from m5ds.downstream.frequency import COUNTS, SHARES, FrequencyRule, split_by_frequency
@@ -66,7 +66,12 @@ def retrieval_table(name: str, result: RetrievalResult, uncertainty: Uncertainty
         raise ValueError(f"{name}: only {len(result.ids)} query could be scored; use a larger query set")
     return Table(
         name=name,
-        metrics={metric: uncertainty.mean(values, result.ids) for metric, values in result.scores.items()},
+        metrics=bootstrap_means(
+            result.scores,
+            keys_of(result.ids),
+            num_replicates=uncertainty.num_replicates,
+            seed=uncertainty.seed,
+        ),
         facts={
             "protocol": result.protocol.name,
             "scored_queries": len(result.ids),
