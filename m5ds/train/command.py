@@ -13,6 +13,7 @@ import m5ds.config as configuration
 from m5ds.cli import EXIT_INTERRUPTED, EXIT_USER_ERROR, one_line
 from m5ds.config import ConfigError, RunConfig
 from m5ds.train import ds_config, runtime
+from m5ds.train.stopping import StopRequest
 
 EXIT_DIVERGED = 3
 GRACE_SECONDS = 20.0
@@ -101,15 +102,15 @@ def read_configuration(arguments: argparse.Namespace) -> tuple[RunConfig, ds_con
 
 def _run(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
+    stop = StopRequest()  # it notes the launchers above, which may die early
     config, ds, given = read_configuration(arguments)
     runtime.start_process_group()
 
     from m5ds.train import summary
     from m5ds.train.loop import train
     from m5ds.train.monitor import Monitor
-    from m5ds.train.stopping import StopRequest
 
-    with StopRequest() as stop:
+    with stop:
         job, resolved = prepare(arguments, config, ds, given)
         with Monitor(job.directory, first_step=job.step, total_steps=job.total_steps) as monitor:
             monitor.say(summary.opening(job, resolved))
