@@ -12,7 +12,7 @@ export TORCH_EXTENSIONS_DIR ?= $(VENV)/torch_extensions
 export PATH := $(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install pretrain test test-fast test-interpreter test-slow test-all lint format bench docs downstream gpu-smoke clean
+.PHONY: install pretrain test test-fast test-interpreter test-slow test-all lint format downstream bench aot gpu-smoke clean
 
 install: $(STAMP)
 
@@ -57,6 +57,20 @@ format: install
 
 clean:
 	rm -rf runs data build dist *.egg-info
+
+# All four downstream tasks and the report from the quickstart's checkpoint (made first where there is none).
+downstream: install
+	test -e runs/quickstart/checkpoints/latest || $(MAKE) pretrain
+	python tools/finetune.py all --checkpoint runs/quickstart
+
+# The kernels' CPU paths against torch's own, and what packing saves; on a GPU the Triton kernels.
+bench: install
+	python kernels/benchmarks/run.py
+	python tools/bench_packing.py
+
+# Registers, spills, shared memory and MMA class of every kernel, without a driver.
+aot: install
+	python kernels/aot.py --targets sm_80,sm_90,sm_100
 
 # The one command that the first owner of GPUs runs: two-rank NCCL, GPU decode against CPU decode, the `gpu` tests.
 gpu-smoke: install
