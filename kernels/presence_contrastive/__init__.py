@@ -47,9 +47,10 @@ def presence_contrastive(
     if chosen == "reference":
         return presence_contrastive_reference(*arguments, logit_scale, weights_BP, loss_weights_BP)
     wide = torch.float64 if features_BMD.dtype == torch.float64 else torch.float32
+    is_query_PB = torch.stack([present_BM[:, i] & present_BM[:, j] for i, j in pairs])
     factor_PB = logit_scale.to(wide).reshape(1, 1).expand(len(pairs), features_BMD.shape[0])
     if weights_BP is not None:
-        factor_PB = factor_PB * weights_BP.to(wide).t()
+        factor_PB = factor_PB * _of_queries(weights_BP, is_query_PB, wide)
     if chosen == "triton":
         # Imported when first used: a machine without a GPU needs no Triton.
         from m5ds.kernels.presence_contrastive.triton_path import query_losses_triton as query_losses
@@ -57,8 +58,13 @@ def presence_contrastive(
         query_losses = QueryLosses.apply
     loss_P2B: Tensor = query_losses(*arguments, factor_PB[:, None].expand(-1, 2, -1).contiguous())
     if loss_weights_BP is not None:
-        loss_P2B = loss_P2B * loss_weights_BP.to(wide).t()[:, None]
+        loss_P2B = loss_P2B * _of_queries(loss_weights_BP, is_query_PB, wide)[:, None]
     return loss_P2B.sum(2)
+
+
+def _of_queries(weights_BP: Tensor, is_query_PB: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weights [P, B], zero where the product is no query of the pair: a weight that nobody computed may be NaN."""
+    return torch.where(is_query_PB, weights_BP.to(dtype).t(), 0.0)
 
 
 def _check(

@@ -55,7 +55,7 @@ def contrastive_forward(
     if num_queries == 0:
         return loss_P2B, lse_P2B
     query_modality_E, key_modality_E = _directed(tuple(pairs), features_BMD.device)
-    key_order_PC, key_count_P = _order(keys_present_CM, pairs)
+    key_order_PC, key_count_P = _order(_both(keys_present_CM, query_modality_E, key_modality_E))
     itemsize = features_BMD.element_size()
     block_d = column_block(width, itemsize)
     entry = tile("fwd", architecture(features_BMD.device), itemsize, block_d)
@@ -120,11 +120,11 @@ def contrastive_backward(
         return grad_features.zero_(), grad_keys.zero_(), grad_factor_P2B.zero_()
     grad_P2B, factor_P2B = grad_P2B.contiguous(), factor_P2B.contiguous()
     query_modality_E, key_modality_E = _directed(tuple(pairs), features_BMD.device)
-    query_order_PB, query_count_P = _order(present_BM, pairs)
-    key_order_PC, key_count_P = _order(keys_present_CM, pairs)
+    is_query_PB = _both(present_BM, query_modality_E, key_modality_E)
+    query_order_PB, query_count_P = _order(is_query_PB)
+    key_order_PC, key_count_P = _order(_both(keys_present_CM, query_modality_E, key_modality_E))
     # Divided by the largest, so that a float16 tile of gradients neither overflows nor vanishes; 0 / tiny stays 0.
-    has_pair_P1B = (present_BM[:, pairs[0::2]] & present_BM[:, pairs[1::2]]).t()[:, None]
-    coefficient_P2B = torch.where(has_pair_P1B, grad_P2B * factor_P2B, 0.0)
+    coefficient_P2B = torch.where(is_query_PB[:, None], grad_P2B * factor_P2B, 0.0)
     limit = coefficient_P2B.abs().amax().clamp_min(1e-30)
     coefficient_P2B = coefficient_P2B / limit
     arch, itemsize = architecture(features_BMD.device), features_BMD.element_size()
@@ -204,10 +204,14 @@ def _directed(pairs: tuple[int, ...], device: torch.device) -> tuple[Tensor, Ten
     return torch.tensor(query, dtype=torch.int32, device=device), torch.tensor(key, dtype=torch.int32, device=device)
 
 
-def _order(present: Tensor, pairs: list[int]) -> tuple[Tensor, Tensor]:
+def _both(present: Tensor, query_modality_E: Tensor, key_modality_E: Tensor) -> Tensor:
+    """bool [P, rows]: the products that have both modalities of each pair."""
+    return (present.index_select(1, query_modality_E[0::2]) & present.index_select(1, key_modality_E[0::2])).t()
+
+
+def _order(both_P: Tensor) -> tuple[Tensor, Tensor]:
     """int32 [P, rows] and [P]: for each pair the products that have both modalities, in order, then the others; and how
     many have them. Sorted, not `nonzero`, so that nothing waits for the device."""
-    both_P = (present[:, pairs[0::2]] & present[:, pairs[1::2]]).t()
     order = torch.sort((~both_P).to(torch.uint8), dim=1, stable=True).indices
     return order.to(torch.int32).contiguous(), both_P.sum(1, dtype=torch.int32)
 

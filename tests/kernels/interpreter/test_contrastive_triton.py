@@ -82,12 +82,17 @@ def test_no_local_products_against_a_full_batch() -> None:
     assert all(grad is not None and not grad.any() for grad in gradients(loss_P2, arguments).values())
 
 
-def test_features_of_absent_modalities_are_never_read() -> None:
+def test_features_and_weights_of_absent_modalities_are_never_read() -> None:
     arguments = case(_patterns(2), slice(0, 64), dtype=torch.float32)
     for features, mask in (("features_BMD", "present_BM"), ("keys_CMD", "keys_present_CM")):
         poisoned = arguments[features].detach().clone()
         poisoned[~arguments[mask]] = torch.nan
         arguments[features] = poisoned.requires_grad_()
+    for weights in ("weights_BP", "loss_weights_BP"):
+        poisoned = arguments[weights].detach().clone()
+        for p, (i, j) in enumerate(PAIRS_ALL):
+            poisoned[~(arguments["present_BM"][:, i] & arguments["present_BM"][:, j]), p] = torch.nan
+        arguments[weights] = poisoned.requires_grad_()
     loss_P2 = presence_contrastive(**arguments, pairs=PAIRS_ALL, path="triton")
     assert loss_P2.isfinite().all()
     assert all(grad.isfinite().all() for grad in gradients(loss_P2, arguments).values())
