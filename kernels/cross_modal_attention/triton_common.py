@@ -22,7 +22,7 @@ def is_seen(b_query_code, b_key_code):
 @triton.jit
 def kept_weights(b_query_offset, b_call, b_product, b_draw, i_head, seed, layer, threshold):
     """bool [M, C, 4]: True = kept, for query offsets [M] and key offsets 4 * b_call + 0..3, b_call [C] (dropout.py)."""
-    b_zero = (b_query_offset[:, None] * 0 + b_call[None, :] * 0).to(tl.uint32)
+    b_zero = tl.zeros((b_query_offset.shape[0], b_call.shape[0]), tl.uint32)
     b_element = ((b_query_offset[:, None] << 16) | b_call[None, :]).to(tl.uint32)
     b_purpose = b_zero + ((i_head << 16) | layer | _PURPOSE).to(tl.uint32)
     b_low = b_zero + (b_product & 0xFFFFFFFF).to(tl.uint32)
