@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from m5ds.data.manifest import read_manifest
 from m5ds.downstream import paper_numbers, plots
-from m5ds.downstream.bootstrap import Interval
+from m5ds.downstream.bootstrap import Interval, bootstrap_seeds, keys_of, seed_interval
 from m5ds.downstream.document import Block, Card, Code, Document, Drawing, Gallery, Grid, Heading, Text
 from m5ds.downstream.pictures import find_products
 from m5ds.downstream.results import RESULTS, Result, Table, compare, read_result
@@ -66,6 +68,7 @@ def build(loaded: Sequence[Loaded], *, m5product: bool = False, shards: str | No
         chosen = [result for result in results if result.task == task]
         if chosen:
             document.add(Heading(title), *_task_tables(task, chosen))
+    document.add(*_over_seeds(results))
     document.add(*_comparisons(results))
     document.add(*_drawings(results, shards))
     document.add(*_examples(results, shards))
@@ -170,6 +173,45 @@ def _paper_table(results: Sequence[Result], m5product: bool) -> list[Block]:
                 rows.append([f"paper, {stage}, {name}", *("" if v is None else f"{v:.2f}" for v in values)])
     caption = "accuracy after finetuning; coarse retrieval under the official protocol, %"
     return [Heading("In the shape of the paper's Table 3"), Grid(["", *paper_numbers.COLUMNS], rows, caption)]
+
+
+def _over_seeds(results: Sequence[Result]) -> list[Block]:
+    """Where a task has several results of one stage (training seeds): mean, spread, and the difference to each other
+    stage with as many. Seeds and products are both resampled; scores of clusterings have Student's t over seeds."""
+    rows = []
+    for task, (name, metrics) in COMPARED.items():
+        stages: dict[str, list[Table]] = {}
+        for result in results:
+            if result.task == task and name in [table.name for table in result.tables]:
+                stages.setdefault(result.stage, []).append(result.table(name))
+        repeated = {stage: tables for stage, tables in stages.items() if len(tables) > 1}
+        for number, (stage, tables) in enumerate(repeated.items()):
+            others = [(s, t) for s, t in list(repeated.items())[:number] if len(t) == len(tables)]
+            for metric in metrics:
+                row = [f"{task}: {stage} ({len(tables)} seeds)", metric, _cell(_seeds(tables, metric))]
+                rows.append(row)
+                for other, baseline in others:
+                    rows.append([f"{task}: {stage} - {other}", metric, _cell(_seeds(tables, metric, baseline))])
+    if not rows:
+        return []
+    return [Heading("Over training seeds"), Grid(["", "metric", "%"], rows, "results of equal rank are paired")]
+
+
+def _seeds(tables: Sequence[Table], metric: str, baseline: Sequence[Table] = ()) -> Interval:
+    """Interval over seeds (and products, where the metric is a mean over them) of a metric or a paired difference."""
+    ids = sorted(set.intersection(*(set(table.ids) for table in [*tables, *baseline])))
+    if len(ids) > 1 and all(metric in table.values for table in [*tables, *baseline]):
+
+        def stacked(chosen: Sequence[Table]) -> np.ndarray:
+            places = [{name: i for i, name in enumerate(table.ids)} for table in chosen]
+            return np.stack([t.values[metric][[p[i] for i in ids]] for t, p in zip(chosen, places, strict=True)])
+
+        values_SN = stacked(tables) - (stacked(baseline) if baseline else 0.0)
+        return bootstrap_seeds(values_SN, keys_of(ids))
+    estimates = np.array([table.metrics[metric].estimate for table in tables])
+    if baseline:
+        estimates = estimates - np.array([table.metrics[metric].estimate for table in baseline])
+    return seed_interval(estimates.tolist())
 
 
 def _comparisons(results: Sequence[Result]) -> list[Block]:

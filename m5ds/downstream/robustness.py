@@ -6,7 +6,7 @@ memory for every condition: about 60 x products x width x 4 bytes.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from m5ds.downstream.results import Result, Table
 from m5ds.downstream.retrieval import category_codes, evaluate_retrieval
 from m5ds.downstream.settings import DownstreamConfig
 from m5ds.downstream.tasks import retrieval_table
+from m5ds.train import distributed
 
 KS = (1, 10)
 
@@ -91,17 +92,41 @@ def evaluate_robustness(evaluation: Evaluation, pretrained: Pretrained, stage: s
                 for condition in wanted
             ]
             sets = encode_split(pretrained, data, requests, progress=f"robustness ({policy})")
-            for condition, products in zip(wanted, sets, strict=True) if sets else ():
+            found = list(zip(wanted, sets, strict=True)) if sets else []
+            for condition, queries, gallery in [*((c, s, s) for c, s in found), *_against_all(found, names)]:
                 try:
-                    tables.append(_table(condition, products, pretrained, evaluation))
+                    tables.append(_table(condition, queries, gallery, pretrained, evaluation))
                 except ValueError as error:
                     not_scored[condition.name] = str(error)
     with_policy(pretrained, own_policy)
     correlation = _correlation(evaluation, pretrained)
-    if not tables:
+    if distributed.rank():
         return None
+    if not tables:
+        raise ValueError(f"robustness: no condition could be scored: {next(iter(not_scored.values()))}")
     extras = {"not_scored": not_scored, "correlation": correlation}
     return evaluation.result("robustness", stage, pretrained, tables, extras)
+
+
+def _against_all(
+    found: list[tuple[Condition, EmbeddingSet]], names: tuple[str, ...]
+) -> Iterator[tuple[Condition, EmbeddingSet, EmbeddingSet]]:
+    """Each proper subset as queries against products that show everything, and the other way round."""
+    subset = {c.modalities: (c, products) for c, products in found if c.facts["kind"] == "subset"}
+    if names not in subset:
+        return
+    policy, whole = subset[names][0].facts["policy"], subset[names][1]
+    for modalities, (_, products) in subset.items():
+        if modalities != names:
+            text, facts = "+".join(modalities), {"policy": policy, "modalities": list(modalities)}
+            to_all = Condition(
+                name=f"{policy}: {text} -> all", facts=facts | {"kind": "subset_to_all"}, modalities=modalities
+            )
+            from_all = Condition(
+                name=f"{policy}: all -> {text}", facts=facts | {"kind": "all_to_subset"}, modalities=modalities
+            )
+            yield to_all, products, whole
+            yield from_all, whole, products
 
 
 def _correlation(evaluation: Evaluation, pretrained: Pretrained) -> dict[str, Any]:
@@ -136,32 +161,35 @@ def _options(config, pretrained: Pretrained, modalities: tuple[str, ...]) -> Fea
     return feature_options(config, modalities)
 
 
-def _table(condition: Condition, products: EmbeddingSet, pretrained: Pretrained, evaluation: Evaluation) -> Table:
-    codes = category_codes(products, "products")
-    if pretrained.head is not None and evaluation.settings.coarse_retrieval.normalized:
-        norm_N1 = np.linalg.norm(products.vector_ND, axis=1, keepdims=True)
-        unit_ND = products.vector_ND / np.maximum(norm_N1, 1e-12)
-    else:
-        unit_ND = products.vector_ND
-    searched = dataclasses.replace(products, vector_ND=unit_ND)
+def _searched(products: EmbeddingSet, evaluation: Evaluation) -> EmbeddingSet:
+    """A classifier's dense features are embedded as they are, for its head; search normalises them where configured."""
+    if products.info.states != "dense" or not evaluation.settings.coarse_retrieval.normalized:
+        return products
+    norm_N1 = np.linalg.norm(products.vector_ND, axis=1, keepdims=True)
+    return dataclasses.replace(products, vector_ND=products.vector_ND / np.maximum(norm_N1, 1e-12))
+
+
+def _table(
+    condition: Condition, queries: EmbeddingSet, gallery: EmbeddingSet, pretrained: Pretrained, evaluation: Evaluation
+) -> Table:
     # Under a missing rate a product that lost what is shown counts as a failure; of a subset we ask who has it.
     result = evaluate_retrieval(
-        searched,
-        searched,
-        query_code_Q=codes,
-        gallery_code_G=codes,
+        _searched(queries, evaluation),
+        _searched(gallery, evaluation),
+        query_code_Q=category_codes(queries, "queries"),
+        gallery_code_G=category_codes(gallery, "gallery"),
         ks=KS,
-        score_empty=condition.facts["kind"] != "subset",
+        score_empty="subset" not in condition.facts["kind"],
     )
     table = retrieval_table(condition.name, result, evaluation.uncertainty, labelled=False)
     table.facts |= condition.facts
     table.values = {"ap@10": result.scores["ap@10"]}
-    if pretrained.head is not None:
+    if pretrained.head is not None and queries is gallery:
         classes = evaluation.classes
-        shown = np.flatnonzero(~products.empty_N)
-        logits_NC = pretrained.head.logits(products.vector_ND[shown])
-        label_N = classes.apply(products.label_N[shown])
+        shown = np.flatnonzero(~queries.empty_N)
+        logits_NC = pretrained.head.logits(queries.vector_ND[shown])
+        label_N = classes.apply(queries.label_N[shown])
         known = label_N >= 0
         correct = (np.where(classes.count_C > 0, logits_NC, -np.inf).argmax(1) == label_N)[known].astype(np.float64)
-        table.metrics["accuracy"] = evaluation.uncertainty.mean(correct, [products.ids[i] for i in shown[known]])
+        table.metrics["accuracy"] = evaluation.uncertainty.mean(correct, [queries.ids[i] for i in shown[known]])
     return table

@@ -74,7 +74,7 @@ def test_robustness_covers_all_subsets_rates_and_policies(evaluation, pretrained
     found = [*tables, *result.extras["not_scored"]]
     for policy in ("drop", "zeros"):
         mine = [name for name in found if name.startswith(f"{policy}: ")]
-        assert len(mine) == 31 + 2 + 1 + 1, mine
+        assert len(mine) == 31 + 2 * 30 + 2 + 1 + 1, mine
     whole = tables["drop: image+text+table+video+audio"].metrics["ap@10"].estimate
     assert tables["drop: missing 0"].metrics["ap@10"].estimate == pytest.approx(whole)
     assert pretrained.model.spec.absent == "drop"

@@ -22,6 +22,9 @@ TRAIN = np.repeat(np.arange(4), [40, 20, 10, 5])
 UNCERTAINTY = tasks.Uncertainty(num_replicates=50, train_label_N=TRAIN, rule=SHARES)
 
 
+CORRELATION = {"correlation": {"fused": {"names": ["image", "text"], "cosine": [[1.0, None], [None, 1.0]]}}}
+
+
 def make(task, stage, tables, **extras):
     return Result(
         task=task,
@@ -66,7 +69,7 @@ def folder(tmp_path_factory):
     table = tasks.classification(products.ids, LABELS, products.vector_ND, classes, UNCERTAINTY)
     curve = [{"step": s, "kind": "train", "loss/classification": 1 / (s + 1)} for s in range(5)]
     write_result(tmp_path / "classification", make("classification", "finetune", [table], learning_curve=curve))
-    write_result(tmp_path / "robustness", make("robustness", "pretrain", robustness_tables()))
+    write_result(tmp_path / "robustness", make("robustness", "pretrain", robustness_tables(), **CORRELATION))
     return tmp_path
 
 
@@ -115,7 +118,7 @@ def test_every_task_stage_and_comparison_is_there(document):
 def test_drawings_are_valid_svg_and_cover_what_the_results_hold(document):
     drawings = [block for block in document.blocks if hasattr(block, "svg")]
     captions = " ".join(drawing.caption for drawing in drawings)
-    for wanted in ("modality subset", "missing rate", "Noise", "long tail", "t-SNE", "Learning curve"):
+    for wanted in ("modality subset", "missing rate", "Noise", "long tail", "t-SNE", "Learning curve", "Mean cosine"):
         assert wanted in captions, wanted
     for drawing in drawings:
         ElementTree.fromstring(drawing.svg)
@@ -125,6 +128,22 @@ def test_papers_numbers_stand_beside_ours_only_for_its_data(folder):
     text = build(load_results([folder]), m5product=True).to_markdown()
     assert "| paper, finetune, whole, + audio | 86.57 | 73.77 | 76.17 | 74.73 | 74.01 |" in text
     assert "| ours, pretrain |" in text
+
+
+def test_results_of_several_seeds_get_intervals_over_seeds_and_products(tmp_path):
+    random = np.random.default_rng(0)
+    for stage, noise in (("untrained", 3.0), ("pretrain", 0.2)):
+        for seed in range(3):
+            products = embedding_set(np.eye(4)[LABELS] + noise * random.normal(size=(60, 4)), LABELS)
+            tables, _ = tasks.coarse_retrieval(products, products, RetrievalConfig(), UNCERTAINTY)
+            write_result(tmp_path / f"coarse-{stage}-{seed}", make("coarse_retrieval", stage, tables))
+            tables = tasks.clustering(products, ClusteringConfig(seeds=[0]), UNCERTAINTY)
+            write_result(tmp_path / f"clustering-{stage}-{seed}", make("clustering", stage, tables))
+    text = build(load_results([tmp_path])).to_markdown()
+    assert "## Over training seeds" in text
+    for metric in ("ap@10", "nmi"):
+        row = re.search(rf": pretrain - untrained \| {metric} \| ([\d.]+) \[([\d.]+), ([\d.]+)\]", text)
+        assert row and 0 < float(row[2]) < float(row[1]) < float(row[3])
 
 
 def test_titles_are_escaped(document):
