@@ -46,14 +46,18 @@ class BadMediaBudget:
         self.num_bad += num_bad
         if num_bad == 0:
             return
+        self.note(local)
+        if self.num_bad > self.max_fraction * max(self.num_decoded, MINIMUM_FILES):
+            raise distributed.RankError(distributed.broadcast_object(self._verdict()))
+
+    def note(self, local: Iterable[Any]) -> None:
+        """List this rank's BadMedia records without counting them against the budget. Collective."""
         gathered = distributed.gather_objects([asdict(item) for item in local])
         if distributed.rank() == 0:
             fresh = [item for part in gathered for item in part if self._note(item)]
             if fresh:
                 with self.path.open("a") as file:
                     file.write(_lines(fresh))
-        if self.num_bad > self.max_fraction * max(self.num_decoded, MINIMUM_FILES):
-            raise distributed.RankError(distributed.broadcast_object(self._verdict()))
 
     def _note(self, item: dict[str, Any]) -> bool:
         key = (item["product_id"], item["member"])

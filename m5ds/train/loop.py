@@ -82,7 +82,7 @@ def _validate(job: Job, monitor: Monitor, stop: StopRequest) -> None:
     if job.sources.validation is None:
         return
     loader, seed, device = job.sources.validation, job.config.seed, job.engine.device
-    report = validate(job.engine, job.model, loader, stop, seed=seed, device=device)
+    report = validate(job.engine, job.model, loader, stop, job.budget, seed=seed, device=device)
     if report is not None:
         monitor.record(job.step, "validation", report)
 

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from m5ds.data.loader import Loader
+from m5ds.data.media import BadMedia
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
 from m5ds.model.masking import PRODUCTS, count_targets
 from m5ds.model.pairs import pair_name
 from m5ds.train import distributed, retrieval
+from m5ds.train.faults import BadMediaBudget
 from m5ds.train.stopping import StopRequest
 
 Report = dict[str, float]
@@ -23,12 +25,19 @@ Report = dict[str, float]
 
 @torch.no_grad()
 def validate(
-    engine: Any, model: M5ForPretraining, loader: Loader, stop: StopRequest, *, seed: int, device: torch.device
+    engine: Any,
+    model: M5ForPretraining,
+    loader: Loader,
+    stop: StopRequest,
+    budget: BadMediaBudget,
+    *,
+    seed: int,
+    device: torch.device,
 ) -> Report | None:
     """Losses and retrieval over the whole split. Collective; every rank gets the report.
 
     `retrieval/average/ratio` is R@1 over its chance, averaged over all ordered pairs; `retrieval/worst/ratio`
-    is the least of them. None where a rank asked to stop meanwhile.
+    is the least of them. Undecodable files are listed in `budget`, not counted. None where a rank asked to stop.
     """
     tasks = list(model.tasks.values())
     pairs = [pair_name(first, second) for first, second in model.pair_names]
@@ -36,6 +45,7 @@ def validate(
     targets = dict.fromkeys([*tasks, *pairs], 0.0)
     ones = dict.fromkeys([*tasks, *pairs, PRODUCTS], 1)
     rows: list[dict[str, torch.Tensor]] = []
+    bad_media: list[BadMedia] = []
     engine.eval()
     steps = loader.evaluation_steps()
     for _ in range(loader.num_evaluation_steps):
@@ -45,6 +55,7 @@ def validate(
             engine.train()
             loader.close()
             return None
+        bad_media += taken.bad_media
         for batch in taken.micro_batches:
             gather = distributed.feature_gather([batch.num_products] * distributed.world_size())
             moved = batch.to(device)
@@ -68,6 +79,7 @@ def validate(
                 }
             )
     engine.train()
+    budget.note(bad_media)
     report = _losses(sums, targets)
     gathered = distributed.gather_to_first({key: torch.cat([row[key] for row in rows]) for key in rows[0]})
     found: Report | None = None

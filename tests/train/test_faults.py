@@ -40,6 +40,14 @@ def test_one_bad_file_in_the_first_step_does_not_stop_a_run(tmp_path: Path) -> N
     budget.update(num_decoded=5, num_bad=5, local=[Bad("a", "m", "r")])
 
 
+def test_files_of_validation_are_listed_but_not_counted(tmp_path: Path) -> None:
+    budget = faults.BadMediaBudget(tmp_path / "bad_media.jsonl", 0.0)
+    for _ in range(2):
+        budget.note([Bad("a", "m", "r")])
+    assert (budget.num_listed, budget.num_bad) == (1, 0)
+    assert len((tmp_path / "bad_media.jsonl").read_text().splitlines()) == 1
+
+
 def test_zero_fraction_stops_at_the_first(tmp_path: Path) -> None:
     with pytest.raises(RankError):
         faults.BadMediaBudget(tmp_path / "b.jsonl", 0.0).update(num_decoded=5, num_bad=1, local=[Bad("a", "m", "r")])
