@@ -21,6 +21,7 @@ from m5ds.kernels.layout import PackedLayout
 LAUNCHED: set[tuple[str, str]] = set()
 """(kernel, variant) of every launch of this process, for tests."""
 
+_Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 _NUM_FLOATS, _NUM_INDICES, _NUM_SPECS = 9, 4, 13
 
 
@@ -97,8 +98,8 @@ def embed_modalities_triton(
     for number, item in enumerate(inputs):
         no_float, no_index = item.modality_D.new_empty(0), item.position_N.new_empty(0)
         base = item.projected_ND if item.token_table_VD is None else item.token_table_VD
-        own = (base, item.position_table_PD, item.modality_D, item.part_table_2D, item.extra_ND, item.mask_D)
-        own = (*own, item.cls_D, item.norm_weight_D, item.norm_bias_D)
+        added = (item.position_table_PD, item.modality_D, item.part_table_2D, item.extra_ND)
+        own = (base, *added, item.mask_D, item.cls_D, item.norm_weight_D, item.norm_bias_D)
         floats += [no_float if value is None else value.contiguous() for value in own]
         index = (item.token_N, item.position_N, item.unit_N, item.part_N)
         indices += [no_index if value is None else value.contiguous() for value in index]
@@ -234,7 +235,7 @@ def _(
     return _outputs(floats, specs, row_product_T)
 
 
-def _outputs(floats: list[Tensor], specs: list[int], row_product_T: Tensor) -> tuple[Tensor, ...]:
+def _outputs(floats: list[Tensor], specs: list[int], row_product_T: Tensor) -> _Outputs:
     num_rows, width = row_product_T.shape[0], floats[2].shape[0]
     num_content = sum(specs[3::_NUM_SPECS])
     return (

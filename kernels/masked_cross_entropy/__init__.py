@@ -46,12 +46,15 @@ def masked_cross_entropy(
     for name, value in (("weight_VD", weight_VD), ("bias_V", bias_V)):
         if value.dtype != hidden_KD.dtype:
             raise ValueError(f"{name} is {value.dtype}, hidden_KD is {hidden_KD.dtype}")
-    weights = {"logit_weight_K": logit_weight_K, "loss_weight_K": loss_weight_K}
-    for name, value in weights.items():
-        if value is not None and (value.shape != target_K.shape or not value.is_floating_point()):
-            raise ValueError(f"{name} must be floating [{len(target_K)}], got {value.dtype} {list(value.shape)}")
-    for name, value in {"weight_VD": weight_VD, "bias_V": bias_V, "target_K": target_K, **weights}.items():
-        if value is not None and value.device != hidden_KD.device:
+    given = {"weight_VD": weight_VD, "bias_V": bias_V, "target_K": target_K}
+    for name, weight_K in (("logit_weight_K", logit_weight_K), ("loss_weight_K", loss_weight_K)):
+        if weight_K is None:
+            continue
+        if weight_K.shape != target_K.shape or not weight_K.is_floating_point():
+            raise ValueError(f"{name} must be floating [{len(target_K)}], got {weight_K.dtype} {list(weight_K.shape)}")
+        given[name] = weight_K
+    for name, value in given.items():
+        if value.device != hidden_KD.device:
             raise ValueError(f"{name} is on {value.device}, hidden_KD on {hidden_KD.device}")
     arguments = (hidden_KD, weight_VD, bias_V, target_K, logit_weight_K, loss_weight_K)
     if choose_path("masked_cross_entropy", hidden_KD.device, path, available=("reference", "torch")) == "reference":
