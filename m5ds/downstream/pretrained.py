@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from m5ds import config
@@ -20,6 +21,7 @@ from m5ds.model.m5mmt import M5ForPretraining
 from m5ds.train import checkpoint, distributed
 
 TOKENIZER = "tokenizer"
+HEAD = "head.safetensors"
 BEST = "best"
 """Folder of a finetuning run that holds its best checkpoint by validation."""
 
@@ -89,16 +91,27 @@ def _from_hugging_face(path: Path, untrained: bool) -> Pretrained:
     where = path / "config.json"
     if json.loads(where.read_text()).get("model_type") != M5Config.model_type:
         raise ValueError(f"{where}: model_type must be {M5Config.model_type}; export a run of this project")
+    head = None
     if untrained:
         model = M5ForPretraining(M5Config.from_pretrained(path))
     else:
         model = M5ForPretraining.from_pretrained(path).float()
+        head = build_head(load_file(path / HEAD)) if (path / HEAD).is_file() else None
     return Pretrained(
         model=model.eval(),
         tokenizer=load_tokenizer(path / TOKENIZER),
-        fingerprint=fingerprint(model, None),
+        fingerprint=fingerprint(model, head),
         source=f"{path} (initial weights)" if untrained else str(path),
+        head=head,
     )
+
+
+def export_pretrained(pretrained: Pretrained, directory: Path) -> None:
+    """Write what `load_pretrained` reads: the model as `from_pretrained` reads it, tokenizer, a classifier's head."""
+    pretrained.model.save_pretrained(directory)
+    pretrained.tokenizer.save(directory / TOKENIZER)
+    if pretrained.head is not None:
+        save_file({name: value.contiguous() for name, value in pretrained.head.state_dict().items()}, directory / HEAD)
 
 
 def consolidate(root: Path, tag: str) -> dict[str, Tensor]:

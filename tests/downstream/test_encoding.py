@@ -1,17 +1,20 @@
 """Embeddings of real shards: one row a product, resumable, the same whoever makes them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from m5ds.data.reader import ShardReader
 from m5ds.downstream import evaluation_data
+from m5ds.downstream.classifier import ClassifierHead
 from m5ds.downstream.embeddings import read_embeddings, shard_path
 from m5ds.downstream.encoding import Request, encode_split, with_policy, write_embeddings
 from m5ds.downstream.evaluation_data import EvaluationData, damage_files, use_file
 from m5ds.downstream.features import FeatureOptions
 from m5ds.downstream.presence import with_modalities
-from m5ds.downstream.pretrained import fingerprint, load_pretrained, load_weights
+from m5ds.downstream.pretrained import export_pretrained, fingerprint, load_pretrained, load_weights
 
 NAMES = ("image", "text", "table", "video", "audio")
 ALL = FeatureOptions(modalities=NAMES)
@@ -145,6 +148,17 @@ def test_an_exported_model_comes_back_with_its_fingerprint(exported, pretrained)
     untrained = load_pretrained(exported, untrained=True)
     assert untrained.fingerprint == pretrained.fingerprint  # it was never trained
     assert "initial weights" in untrained.source
+
+
+def test_an_export_with_a_classifiers_head_comes_back_whole(pretrained, tmp_path):
+    head = ClassifierHead(5 * 16, 6, 3, dropout=0.1).eval()
+    whole = dataclasses.replace(pretrained, head=head, fingerprint=fingerprint(pretrained.model, head))
+    export_pretrained(whole, tmp_path / "out")
+    found = load_pretrained(tmp_path / "out")
+    assert found.fingerprint == whole.fingerprint != pretrained.fingerprint
+    assert found.head is not None
+    vectors = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    np.testing.assert_array_equal(found.head.logits(vectors), head.logits(vectors))
 
 
 def test_weights_that_do_not_fit_are_named(pretrained):
