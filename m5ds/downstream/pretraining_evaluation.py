@@ -28,6 +28,8 @@ LEVELS = ("leaf", "top")
 """Category levels of the fused retrieval: the whole path, or its first name."""
 CROSS_MODAL_METRICS = ("recall@1", "recall@10", "mrr@10")
 CATEGORY_METRICS = ("prec@1", "ap@10")
+POOLED = "pooled"
+"""The report's key for the queries of all splits together, each still ranked against its own split's gallery."""
 GALLERY = "train"
 """The catalogue that is searched by category; held-out products also search the rest of their own split."""
 _RUN_ONLY = ("name", "output_dir", "seed")
@@ -52,8 +54,8 @@ class Task:
 
     name: str
     num_queries: int
-    num_gallery: int
-    """Cross-modal retrieval has one positive in it: the same product."""
+    num_gallery: tuple[int, ...]
+    """Of each split. Cross-modal retrieval has one positive in it: the same product."""
     metrics: dict[str, Comparison]
 
 
@@ -66,7 +68,7 @@ def evaluate_runs(
     num_replicates: int = 10_000,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Plain mappings: `runs`, and for each split its tasks (`Task` as a mapping).
+    """Plain mappings: `runs`, and for each split (and, where there are several, `pooled`) its tasks as mappings.
 
     `ValueError`: no checkpoint, a repeated seed, runs that differ in more than seed and name, a missing split.
     """
@@ -84,12 +86,16 @@ def evaluate_runs(
             found = [_tasks(side["sets"], split, side["categories"]) for side in (after, before)]
             for name, result in found[0].items():
                 scores[split].setdefault(name, []).append((result, found[1][name]))
+    sets = {split: {name: [pairs] for name, pairs in tasks.items()} for split, tasks in scores.items()}
+    if len(scores) > 1:
+        every = list(scores.values())
+        sets[POOLED] = {name: [tasks[name] for tasks in every if name in tasks] for name in every[0]}
     return {
         "runs": [{key: value for key, value in run.items() if key != "config"} for run in runs],
         "num_replicates": num_replicates,
         "splits": {
-            split: [asdict(compare(name, pairs, groups, num_replicates)) for name, pairs in tasks.items()]
-            for split, tasks in scores.items()
+            split: [asdict(compare(name, parts, groups, num_replicates)) for name, parts in tasks.items()]
+            for split, tasks in sets.items()
         },
     }
 
@@ -170,7 +176,7 @@ def _tasks(
         query_code_Q = level_codes(queries.label_N, categories, level)
         for where in dict.fromkeys([GALLERY, split]):
             gallery_set = sets[where]["fused"]
-            found[f"category {level}, gallery {where}"] = evaluate_retrieval(
+            found[f"category {level}, gallery {where if where == GALLERY else 'own split'}"] = evaluate_retrieval(
                 queries,
                 gallery_set,
                 query_code_Q=query_code_Q,
@@ -191,38 +197,36 @@ def level_codes(label_N: NDArray[np.int64], categories: Sequence[str], level: st
 
 def compare(
     name: str,
-    pairs: Sequence[tuple[RetrievalResult, RetrievalResult]],
+    parts: Sequence[Sequence[tuple[RetrievalResult, RetrievalResult]]],
     groups: dict[str, str],
     num_replicates: int = 10_000,
 ) -> Task:
-    """(trained, untrained) results of each run; `groups`: product id -> what is resampled together.
+    """`parts`: for each split the (trained, untrained) results of each run; `groups`: product id -> what is resampled
+    together.
 
     `ValueError` where the results are not of the same queries.
     """
-    results = [result for pair in pairs for result in pair]
-    ids = results[0].ids
-    if any(result.ids != ids for result in results):
-        raise ValueError(f"{name}: the runs scored different queries; evaluate them on the same shards")
+    for pairs in parts:
+        if any(result.ids != pairs[0][0].ids for pair in pairs for result in pair):
+            raise ValueError(f"{name}: the runs scored different queries; evaluate them on the same shards")
+    ids = [product for pairs in parts for product in pairs[0][0].ids]
     keys_Q = bootstrap.keys_of([groups[product] for product in ids])
-    category = name.startswith("category")
     metrics = {}
-    for metric in CATEGORY_METRICS if category else CROSS_MODAL_METRICS:
-        trained_SQ = np.stack([trained.scores[metric] for trained, _ in pairs])
-        untrained_SQ = np.stack([untrained.scores[metric] for _, untrained in pairs])
+    for metric in CATEGORY_METRICS if name.startswith("category") else CROSS_MODAL_METRICS:
+        trained_SQ, untrained_SQ = (
+            np.concatenate([np.stack([pair[side].scores[metric] for pair in pairs]) for pairs in parts], axis=1)
+            for side in (0, 1)
+        )
         gain_SQ = trained_SQ - untrained_SQ
         each = tuple(bootstrap.bootstrap_mean(gain_Q, keys_Q, num_replicates=num_replicates) for gain_Q in gain_SQ)
         pooled = each[0]
-        if len(pairs) > 1:
+        if len(gain_SQ) > 1:
             pooled = bootstrap.bootstrap_seeds(gain_SQ, keys_Q, num_replicates=num_replicates)
         metrics[metric] = Comparison(
             trained=float(trained_SQ.mean()), untrained=float(untrained_SQ.mean()), difference=pooled, per_run=each
         )
-    return Task(
-        name=name,
-        num_queries=len(ids),
-        num_gallery=results[0].num_gallery,
-        metrics=metrics,
-    )
+    galleries = tuple(pairs[0][0].num_gallery for pairs in parts)
+    return Task(name=name, num_queries=len(ids), num_gallery=galleries, metrics=metrics)
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -231,7 +235,8 @@ def summary(report: dict[str, Any]) -> str:
     lines = [f"trained minus untrained, seeds {seeds}; 95 % paired bootstrap over products and seeds"]
     for split, tasks in report["splits"].items():
         for task in tasks:
-            lines.append(f"{split}: {task['name']} ({task['num_queries']} queries, gallery {task['num_gallery']})")
+            gallery = " and ".join(str(size) for size in task["num_gallery"])
+            lines.append(f"{split}: {task['name']} ({task['num_queries']} queries, gallery {gallery})")
             for metric, value in task["metrics"].items():
                 gain = bootstrap.Interval(**value["difference"])
                 mark = "" if gain.excludes_zero else "   includes zero"

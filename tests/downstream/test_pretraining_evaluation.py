@@ -50,30 +50,39 @@ def groups(name=lambda i: f"g{i}"):
 
 
 def test_separated_classes_beat_noise_and_the_interval_excludes_zero(pairs):
-    task = compare("category leaf", pairs, groups(), 500)
+    task = compare("category leaf", [pairs], groups(), 500)
     value = task.metrics["prec@1"]
     assert value.trained == 1.0 and value.untrained < 0.8
     assert value.difference.estimate == pytest.approx(value.trained - value.untrained)
     assert value.difference.low > 0 and len(value.per_run) == 2
-    assert (task.num_queries, task.num_gallery) == (40, 40)
+    assert (task.num_queries, task.num_gallery) == (40, (40,))
 
 
 def test_equal_weights_differ_by_exactly_nothing(pairs):
-    value = compare("category leaf", [(after, after) for after, _ in pairs], groups(), 100).metrics["ap@10"]
+    value = compare("category leaf", [[(after, after) for after, _ in pairs]], groups(), 100).metrics["ap@10"]
     assert value.difference.estimate == value.difference.low == value.difference.high == 0.0
     assert not value.difference.excludes_zero
 
 
 def test_products_of_one_group_are_resampled_together(pairs):
-    alone = compare("category leaf", pairs, groups(), 500).metrics["prec@1"].per_run[0]
-    together = compare("category leaf", pairs, groups(lambda i: f"g{i // 20}"), 500).metrics["prec@1"].per_run[0]
+    alone = compare("category leaf", [pairs], groups(), 500).metrics["prec@1"].per_run[0]
+    together = compare("category leaf", [pairs], groups(lambda i: f"g{i // 20}"), 500).metrics["prec@1"].per_run[0]
     assert together.high - together.low != alone.high - alone.low
+
+
+def test_splits_are_pooled_by_query_and_keep_their_galleries(pairs):
+    small = results(np.eye(2)[np.arange(10) % 2], np.arange(10) % 2)
+    task = compare("category leaf", [pairs, [(small, small), (small, small)]], groups(), 100)
+    alone = compare("category leaf", [pairs], groups(), 100)
+    assert (task.num_queries, task.num_gallery) == (50, (40, 10))
+    gains = [made.metrics["prec@1"].difference.estimate for made in (task, alone)]
+    assert gains[0] == pytest.approx(gains[1] * 40 / 50)
 
 
 def test_other_queries_are_refused(pairs):
     fewer = results(np.eye(2)[np.arange(10) % 2], np.arange(10) % 2)
     with pytest.raises(ValueError, match="different queries"):
-        compare("category leaf", [pairs[0], (fewer, fewer)], groups(), 100)
+        compare("category leaf", [[pairs[0], (fewer, fewer)]], groups(), 100)
 
 
 def test_top_level_joins_the_leaves_of_one_branch_and_keeps_unknown_apart():
@@ -96,8 +105,8 @@ def test_a_repeated_seed_is_refused():
 
 
 def test_the_report_marks_intervals_that_include_zero(pairs, tmp_path):
-    same = compare("category leaf", [(after, after) for after, _ in pairs], groups(), 100)
-    better = compare("category leaf", pairs, groups(), 100)
+    same = compare("category leaf", [[(after, after) for after, _ in pairs]], groups(), 100)
+    better = compare("category leaf", [pairs], groups(), 100)
     report = {
         "runs": [{"seed": 0}, {"seed": 1}],
         "splits": {"test": [dataclasses.asdict(same), dataclasses.asdict(better)]},
@@ -125,7 +134,7 @@ def test_runs_that_learned_nothing_show_no_difference_in_any_task(runs):
     report = evaluate_runs(runs, ["validation"], num_replicates=40)
     tasks = {task["name"]: task for task in report["splits"]["validation"]}
     assert {"image->text", "text->table", "category leaf, gallery train"} <= set(tasks)
-    assert {"category top, gallery validation"} <= set(tasks)
+    assert {"category top, gallery own split"} <= set(tasks)
     for task in tasks.values():
         for value in task["metrics"].values():
             assert value["trained"] == value["untrained"] and len(value["per_run"]) == 2
