@@ -148,8 +148,8 @@ def _correlation(evaluation: Evaluation, pretrained: Pretrained) -> dict[str, An
         found[one] = {
             "names": list(names),
             "cosine": [
-                [round(float(c / b), 4) if b else None for c, b in zip(cosines, boths, strict=True)]
-                for cosines, boths in zip(cosine_MM, both_MM, strict=True)
+                [round(float(c / b), 4) if b else None for c, b in zip(cosine_M, both_M, strict=True)]
+                for cosine_M, both_M in zip(cosine_MM, both_MM, strict=True)
             ],
         }
     return found
