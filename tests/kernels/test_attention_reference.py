@@ -6,11 +6,12 @@ from attention_cases import VISIBILITY, M, assert_close, make_layout, make_qkv, 
 from m5ds.kernels.cross_modal_attention import cross_modal_attention
 
 LENGTHS = [[2, 3, 0, 1, 2], [0, 0, 0, 0, 0], [0, 1, 0, 0, 0], [3, 0, 2, 2, 0]]
+FEW = [[2, 2, 0, 1, 0], [0, 0, 0, 0, 0], [0, 1, 0, 0, 0]]
 
 
 def test_gradients_of_the_reference_pass_gradcheck():
-    layout = make_layout(LENGTHS)
-    qkv = [x.requires_grad_() for x in make_qkv(layout.num_rows, 2, 3, torch.float64)[:3]]
+    layout = make_layout(FEW)
+    qkv = [x.requires_grad_() for x in make_qkv(layout.num_rows, 2, 2, torch.float64)[:3]]
     for visibility in (VISIBILITY["all"], random_matrix(1)):
         for dropout in (0.0, 0.4):
 
