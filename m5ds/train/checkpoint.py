@@ -105,10 +105,10 @@ def check_same_run(found: Found, state: dict[str, Any], world_size: int) -> list
     """
     where = f"{found.root / found.tag}"
     saved_ranks = found.state["world_size"]
-    if saved_ranks != world_size:
+    if saved_ranks != world_size and (found.state["zero_stage"] != 3 or state["zero_stage"] != 3):
         raise ValueError(
-            f"{where} was saved by {saved_ranks} ranks and this run has {world_size}: start it with {saved_ranks} ranks"
-            f" (deepspeed --num_gpus {saved_ranks}), resharding is not supported yet"
+            f"{where} was saved by {saved_ranks} ranks under ZeRO-{found.state['zero_stage']} and this run has"
+            f" {world_size}: only ZeRO-3 checkpoints can be resharded; start it with deepspeed --num_gpus {saved_ranks}"
         )
     differences = list(_differences(found.state["config"], state["config"], ""))
     for key, saved, now in differences:
@@ -136,10 +136,24 @@ def _differences(saved: Any, now: Any, key: str) -> list[tuple[str, Any, Any]]:
     return [] if saved == now else [(key, saved, now)]
 
 
-def load(engine: Any, found: Found) -> None:
-    """Put the checkpoint's weights, optimizer, schedule and this rank's random states in place."""
-    path, _ = engine.load_checkpoint(str(found.root), tag=found.tag)
+def load(engine: Any, found: Found, universal: str | None = None) -> None:
+    """Put the checkpoint's weights, optimizer, schedule and this rank's random states in place. Collective.
+
+    `universal` is the copy for another number of ranks (m5ds/train/reshard.py). Random states then stay as they are:
+    they belong to ranks, and nothing that training computes depends on them.
+    """
+    decays = [group["weight_decay"] for group in engine.optimizer.optimizer.param_groups] if universal else []
+    path, _ = engine.load_checkpoint(str(found.root), tag=universal or found.tag)
     assert path is not None, f"DeepSpeed found nothing in {found.root / found.tag}"
+    if universal is not None:
+        # DeepSpeed gives every group the first one's settings, and all of them one counter that each then advances.
+        optimizer = engine.optimizer.optimizer
+        for group, decay in zip(optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
+        for state in optimizer.state.values():
+            if isinstance(state.get("step"), torch.Tensor):
+                state["step"] = state["step"].clone()
+        return
     states = torch.load(found.root / found.tag / f"random_{distributed.rank():05d}.pt", weights_only=False)
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])  # noqa: NPY002

@@ -132,7 +132,7 @@ def prepare(
     """The job, at the step that it goes on from, and DeepSpeed's resolved configuration. Collective."""
     import torch
 
-    from m5ds.train import checkpoint, distributed, engine, run_directory, sources
+    from m5ds.train import checkpoint, distributed, engine, reshard, run_directory, sources
     from m5ds.train.faults import BadMediaBudget
     from m5ds.train.loop import Job
 
@@ -176,10 +176,16 @@ def prepare(
             run_directory.write_description(directory, config, resolved, facts)
             tokenizer.save(directory / run_directory.TOKENIZER)
 
+    universal = None
+    if found is not None and found.state["world_size"] != world_size:
+        universal = reshard.to_universal(found.root, found.tag)
+        resolved = {**resolved, "checkpoint": {**resolved.get("checkpoint", {}), "load_universal": True}}
     model = engine.build_model(config, tokenizer, resolved, resumes=found is not None)
     deepspeed_engine = engine.initialize(model, config, resolved, total_steps)
     if found is not None:
-        checkpoint.load(deepspeed_engine, found)
+        checkpoint.load(deepspeed_engine, found, universal)
+    if found is not None and universal is not None:
+        reshard.remove(found.root, universal)
     counts = (found.state["num_decoded"], found.state["num_bad"]) if found else (0, 0)
     job = Job(
         config=config,

@@ -51,11 +51,13 @@ def test_another_model_or_order_is_refused_by_key(overrides: list[str], key: str
     assert key in str(error.value)
 
 
-def test_other_data_and_other_world_size_are_refused_with_the_remedy() -> None:
+def test_other_data_and_what_cannot_be_resharded_are_refused_with_the_remedy() -> None:
     with pytest.raises(ValueError, match="manifest_hash was abc and is xyz"):
         checkpoint.check_same_run(found(state()), {**state(), "manifest_hash": "xyz"}, 2)
-    with pytest.raises(ValueError, match="saved by 2 ranks and this run has 1.*--num_gpus 2"):
-        checkpoint.check_same_run(found(state()), state(), 1)
+    assert checkpoint.check_same_run(found(state()), state(), 1) == []
+    stage_2 = {**state(), "zero_stage": 2}
+    with pytest.raises(ValueError, match="saved by 2 ranks under ZeRO-2 and this run has 1.*--num_gpus 2"):
+        checkpoint.check_same_run(found(stage_2), stage_2, 1)
 
 
 def test_new_runs_stand_beside_earlier_ones(tmp_path: Path) -> None:
