@@ -65,6 +65,19 @@ def test_negative_weights_and_sharp_logits_stay_exact() -> None:
     _agree(arguments, PAIRS_ALL, torch.float32)
 
 
+def test_logits_far_below_zero_stay_finite() -> None:
+    """Lanes past the last product hold logit 0; against a log-sum-exp of -97 their probability would be infinite."""
+    arguments = case(_patterns(1), slice(0, 32), dtype=torch.float32)
+    keys_CMD = arguments["keys_CMD"].detach()
+    keys_CMD = torch.nn.functional.normalize(keys_CMD + 20.0 * keys_CMD[:1, :1], dim=-1)
+    arguments |= {"keys_CMD": keys_CMD.requires_grad_(), "features_BMD": (-keys_CMD).detach().requires_grad_()}
+    arguments["logit_scale"] = torch.tensor(100.0, requires_grad=True)
+    arguments = without_weights(arguments)
+    loss_P2 = presence_contrastive(**arguments, pairs=PAIRS_ALL, path="triton")
+    assert relative_rms(loss_P2, presence_contrastive(**arguments, pairs=PAIRS_ALL, path="reference")) < 1e-5
+    assert all(grad.isfinite().all() for grad in gradients(loss_P2, arguments).values())
+
+
 @pytest.mark.parametrize("num_products", [0, 3])
 def test_nothing_present_gives_zero_loss_and_zero_gradients(num_products: int) -> None:
     arguments = case(torch.zeros(num_products, 5, dtype=torch.bool), slice(None), dtype=torch.float32)
