@@ -215,10 +215,12 @@ def _seeds(tables: Sequence[Table], metric: str, baseline: Sequence[Table] = ())
 
 
 def _comparisons(results: Sequence[Result]) -> list[Block]:
-    """Each stage against each earlier one of the same task, paired by product."""
+    """Each stage against each earlier one of the same task, paired by product. Stages with several results (training
+    seeds) are compared in `_over_seeds` instead."""
     rows = []
     for task, (table, metrics) in COMPARED.items():
-        chosen = [result for result in results if result.task == task]
+        stages = [result.stage for result in results if result.task == task]
+        chosen = [result for result in results if result.task == task and stages.count(result.stage) == 1]
         for number, result in enumerate(chosen):
             for baseline in chosen[:number]:
                 for metric in metrics:
