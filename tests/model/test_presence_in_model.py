@@ -95,9 +95,9 @@ def test_an_image_changes_the_mlm_logits_of_its_product(tmp_path):
     spec = tiny_spec(tmp_path)
     model = build(spec).eval()
     batch = batch_of(spec, [[True] * 5] * 8)
-    logits = []
-    model.heads["text"].register_forward_hook(
-        lambda module, args, output: logits.append(module.logits(args[0]).detach())
+    head, logits = model.heads["text"], []
+    head.norm.register_forward_hook(
+        lambda module, args, output: logits.append((output @ head.decoder_weight.T + head.decoder_bias).detach())
     )
     run(model, batch)
     image = batch.modalities["image"]
