@@ -46,14 +46,18 @@ def cross_modal_attention_torch(
     q_THD, k_THD, v_THD = (x.float() if upcast else x for x in (q_THD, k_THD, v_THD))
     query_rows = [bucket.num_sequences * bucket.num_queries for bucket in plan.buckets]
     key_rows = [bucket.num_sequences * bucket.num_keys for bucket in plan.buckets]
-    q_NHD = plan.queries(q_THD).split(query_rows)
-    k_NHD = plan.keys(k_THD).split(key_rows)
-    v_NHD = plan.keys(v_THD).split(key_rows)
+    q_NHD = _pieces(plan.queries(q_THD), query_rows)
+    k_NHD, v_NHD = (_pieces(plan.keys(x), key_rows) for x in (k_THD, v_THD))
     out_NHD = [
         _attend(bucket, layout, *qkv, scale=scale, dropout=dropout)
         for bucket, *qkv in zip(plan.buckets, q_NHD, k_NHD, v_NHD, strict=True)
     ]
-    return plan.queries.reverse(torch.cat(out_NHD)).to(dtype)
+    return plan.queries.reverse(out_NHD[0] if len(out_NHD) == 1 else torch.cat(out_NHD)).to(dtype)
+
+
+def _pieces(x: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+    """Rows of each bucket; `split` of one piece would copy it in its backward."""
+    return (x,) if len(sizes) == 1 else x.split(sizes)
 
 
 def _attend(

@@ -13,7 +13,7 @@ from attention_cases import (
     run_with_gradients,
 )
 
-from m5ds.kernels.cross_modal_attention import cross_modal_attention
+from m5ds.kernels.cross_modal_attention import cross_modal_attention, plan
 from m5ds.kernels.cross_modal_attention.plan import plan_for
 from m5ds.kernels.cross_modal_attention.spec import AttentionSpec
 from m5ds.kernels.dispatch import force_path, last_path
@@ -42,18 +42,50 @@ def both(layout, visibility, dtype=torch.float64, heads=2, dim=8, reference_dtyp
     return results["torch"], results["reference"]
 
 
+OPTIONS = (
+    {},
+    {"causal": (0, 1, 0, 0, 0)},
+    {"causal": (1,) * M, "updates": (1, 0, 1, 1, 0)},
+    {"dropout": 0.3, "seed": 3, "layer": 2, "causal": (0, 0, 1, 0, 0)},
+)
+
+
 @pytest.mark.parametrize("rows", LAYOUTS)
 @pytest.mark.parametrize("name", MATRICES)
 def test_gradients_equal_the_reference(name, rows):
     layout = make_layout(LAYOUTS[rows])
-    for options in (
-        {},
-        {"causal": (0, 1, 0, 0, 0)},
-        {"causal": (1,) * M, "updates": (1, 0, 1, 1, 0)},
-        {"dropout": 0.3, "seed": 3, "layer": 2, "causal": (0, 0, 1, 0, 0)},
-    ):
+    for options in OPTIONS:
         actual, expected = both(layout, MATRICES[name], **options)
         assert_close(actual, expected, 1e-12)
+
+
+@pytest.mark.parametrize("grouping", ["separate_groups", "joint_group"])
+@pytest.mark.parametrize("name", MATRICES)
+def test_both_groupings_equal_the_reference_whatever_the_cost_model_prefers(name, grouping, monkeypatch):
+    groups_of = getattr(plan, grouping)
+    monkeypatch.setattr(plan, "separate_groups", groups_of)
+    monkeypatch.setattr(plan, "joint_group", groups_of)
+    layout = make_layout(LAYOUTS["all_patterns"][4::4])
+    for options in OPTIONS:
+        actual, expected = both(layout, MATRICES[name], **options)
+        assert_close(actual, expected, 1e-12)
+
+
+def test_queries_that_see_nearly_all_rows_share_one_masked_sequence_a_product():
+    """Where each modality sees the four others, a sequence a modality would gather every key row four times."""
+    layout = make_layout([[16, 20, 24, 8, 12]] * 8)
+    built = plan_for(layout, AttentionSpec.build(M, VISIBILITY["others"], None, None), 128)
+    (bucket,) = built.buckets
+    assert bucket.mask_P1QK.shape == (1, 1, 80, 80)
+    assert built.keys.forward.index_N.numel() == layout.num_rows
+    identity = plan_for(layout, AttentionSpec.build(M, VISIBILITY["identity"], None, None), 128)
+    assert all(bucket.num_keys <= 24 for bucket in identity.buckets)
+
+
+def test_a_masked_sequence_leaves_out_rows_that_see_nothing():
+    layout = make_layout([[4, 4, 4, 4, 4], [3, 0, 0, 0, 0], [0, 5, 6, 0, 0]])
+    built = plan_for(layout, AttentionSpec.build(M, VISIBILITY["others"], None, None), 1 << 20)
+    assert 1 not in torch.cat([bucket.product_P for bucket in built.buckets])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
