@@ -41,7 +41,10 @@ def _entry(kernel: str, arch: str, itemsize: int, block_d: int) -> Tile:
         return Tile(32, 32, 32, block_d, 4 if kernel == "fwd" else 8, 1)
     if arch == "sm_80" and kernel == "bwd_features" and block_d == 256:
         return Tile(32, 64, 64, block_d, 8, 2)
-    return Tile(64, 64, 64, block_d, 4 if kernel == "fwd" else 8, 2)
+    if kernel == "fwd":
+        return Tile(64, 64, 64, block_d, 4, 2)
+    # Features of at most 64 columns are one step of the product: there is nothing to pipeline.
+    return Tile(64, 64, 64, block_d, 8, 1 if block_d == 64 else 2)
 
 
 _TABLE = {

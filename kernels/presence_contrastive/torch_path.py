@@ -30,7 +30,13 @@ class _Direction:
 
 
 class QueryLosses(torch.autograd.Function):
-    """loss_P2B, zero for queries that lack a modality of the pair. Saves one log-sum-exp a query; at least float32."""
+    """loss_P2B, zero for queries that lack a modality of the pair. At least float32.
+
+    Saves two numbers a query: the log-sum-exp, and the share that keys other than the positive have in it, summed
+    without the positive. That share, not 1 - p, is the positive's gradient: exactly 0 where there is no other key. It
+    is taken of the log-sum-exp as rounded, so that a query's gradients to its logits add up to 0; where features are
+    nearly alike (a model just initialised) anything else would drown the gradient.
+    """
 
     @staticmethod
     def forward(
@@ -44,28 +50,32 @@ class QueryLosses(torch.autograd.Function):
         factor_P2B: Tensor,
     ) -> Tensor:
         features, keys = _wide(features_BMD), _wide(keys_CMD)
-        lse_P2B = torch.zeros_like(factor_P2B)
-        loss_P2B = torch.zeros_like(factor_P2B)
+        loss_P2B, lse_P2B, rest_P2B = (torch.zeros_like(factor_P2B) for _ in range(3))
         for part in _directions(present_BM, keys_present_CM, positive_B, pairs):
             keys_kD = keys[:, part.j].index_select(0, part.key_K)
             for chunk in _chunks(part):
                 query_q = part.query_Q[chunk]
                 logits_qk = _products(features, keys_kD, part, query_q) * factor_P2B[part.place][query_q, None]
-                lse_q = logits_qk.logsumexp(1)
+                positive_q1 = part.positive_Q[chunk, None]
+                max_q, own_q = logits_qk.amax(1), logits_qk.gather(1, positive_q1)[:, 0]
+                others_q = logits_qk.sub_(max_q[:, None]).exp_().scatter_(1, positive_q1, 0.0).sum(1)
+                log_q = (others_q + (own_q - max_q).exp()).log()
+                lse_q = max_q + log_q
                 lse_P2B[part.place][query_q] = lse_q
-                loss_P2B[part.place][query_q] = lse_q - logits_qk.gather(1, part.positive_Q[chunk, None])[:, 0]
-        tensors = (features_BMD, keys_CMD, present_BM, keys_present_CM, positive_B, factor_P2B, lse_P2B)
+                rest_P2B[part.place][query_q] = others_q * (max_q - lse_q).exp()
+                loss_P2B[part.place][query_q] = max_q - own_q + log_q
+        tensors = (features_BMD, keys_CMD, present_BM, keys_present_CM, positive_B, factor_P2B, lse_P2B, rest_P2B)
         ctx.save_for_backward(*tensors)
         ctx.pairs = pairs
         return loss_P2B
 
     @staticmethod
     def backward(ctx: Any, grad_P2B: Tensor) -> tuple[Tensor | None, ...]:
-        features_BMD, keys_CMD, present_BM, keys_present_CM, positive_B, factor_P2B, lse_P2B = ctx.saved_tensors
+        features_BMD, keys_CMD, *masks, factor_P2B, lse_P2B, rest_P2B = ctx.saved_tensors
         features, keys = _wide(features_BMD), _wide(keys_CMD)
         grad_features, grad_keys = torch.zeros_like(features), torch.zeros_like(keys)
         grad_factor_P2B = torch.zeros_like(factor_P2B)
-        for part in _directions(present_BM, keys_present_CM, positive_B, ctx.pairs):
+        for part in _directions(*masks, ctx.pairs):
             keys_kD = keys[:, part.j].index_select(0, part.key_K)
             grad_keys_kD = torch.zeros_like(keys_kD)
             for chunk in _chunks(part):
@@ -73,7 +83,7 @@ class QueryLosses(torch.autograd.Function):
                 products_qk = _products(features, keys_kD, part, query_q)
                 factor_q1 = factor_P2B[part.place][query_q, None]
                 grad_qk = (products_qk * factor_q1 - lse_P2B[part.place][query_q, None]).exp_()
-                grad_qk.scatter_add_(1, part.positive_Q[chunk, None], grad_qk.new_full((len(query_q), 1), -1.0))
+                grad_qk.scatter_(1, part.positive_Q[chunk, None], -rest_P2B[part.place][query_q, None])
                 grad_qk *= grad_P2B[part.place][query_q, None]
                 grad_factor_P2B[part.place][query_q] = (grad_qk * products_qk).sum(1)
                 grad_qk *= factor_q1

@@ -72,6 +72,7 @@ def contrastive_fwd_kernel(
     p_key_count,
     p_factor,
     p_lse,
+    p_rest,
     p_loss,
     n_queries: tl.int64,
     n_keys: tl.int64,
@@ -82,19 +83,26 @@ def contrastive_fwd_kernel(
     BLOCK_K: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Log-sum-exp and loss of BLOCK_B queries of one directed pair. Grid (blocks of queries, E)."""
+    """Loss, log-sum-exp (base 2) and `rest` of BLOCK_B queries of one directed pair. Grid (blocks of queries, E).
+
+    `rest` is the probability of all keys but the positive; the positive's gradient is minus that. Summed without the
+    positive, it is exact where the positive has nearly everything, and 0 where it is the only key. It is taken of the
+    log-sum-exp as rounded, which the backward uses, so that a query's gradients to its logits add up to 0: rounding
+    would drown them where features are nearly alike (a model just initialised).
+    """
     query = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     e = tl.program_id(1).to(tl.int64)
     query_modality, key_modality = tl.load(p_query_modality + e), tl.load(p_key_modality + e)
     inside = query < n_queries
     is_query = _have_both(p_present, query, inside, query_modality, key_modality, n_modalities)
     b_lse = tl.zeros((BLOCK_B,), dtype=tl.float32)
+    b_rest = tl.zeros((BLOCK_B,), dtype=tl.float32)
     b_loss = tl.zeros((BLOCK_B,), dtype=tl.float32)
     if tl.max(is_query.to(tl.int32), 0) > 0:
         b_factor = tl.load(p_factor + e * n_queries + query, mask=is_query, other=0.0) * _LOG2E
-        positive = tl.load(p_positive + query, mask=is_query, other=-1)
+        positive = tl.load(p_positive + query, mask=is_query, other=-1).to(tl.int32)
         b_max = tl.full((BLOCK_B,), float("-inf"), dtype=tl.float32)
-        b_sum = tl.zeros((BLOCK_B,), dtype=tl.float32)
+        b_others = tl.zeros((BLOCK_B,), dtype=tl.float32)
         b_positive = tl.zeros((BLOCK_B,), dtype=tl.float32)
         n_present = tl.load(p_key_count + e // 2)
         for start in range(0, n_present, BLOCK_C):
@@ -123,11 +131,15 @@ def contrastive_fwd_kernel(
             b_logit = tl.where(is_key[None, :], b_logit, float("-inf"))
             # Every tile has a key, so the maximum is finite after the first.
             b_new_max = tl.maximum(b_max, tl.max(b_logit, 1))
-            b_sum = b_sum * tl.exp2(b_max - b_new_max) + tl.sum(tl.exp2(b_logit - b_new_max[:, None]), 1)
+            b_other = tl.where(is_positive, 0.0, tl.exp2(b_logit - b_new_max[:, None]))
+            b_others = b_others * tl.exp2(b_max - b_new_max) + tl.sum(b_other, 1)
             b_max = b_new_max
-        b_lse = tl.where(is_query, (b_max + tl.log2(b_sum)) * _LN2, 0.0)
-        b_loss = tl.where(is_query, b_lse - b_positive * _LN2, 0.0)
+        b_log = tl.log2(b_others + tl.exp2(b_positive - b_max))
+        b_lse = tl.where(is_query, b_max + b_log, 0.0)
+        b_rest = tl.where(is_query, b_others * tl.exp2(b_max - b_lse), 0.0)
+        b_loss = tl.where(is_query, (b_max - b_positive + b_log) * _LN2, 0.0)
     tl.store(p_lse + e * n_queries + query, b_lse, mask=inside)
+    tl.store(p_rest + e * n_queries + query, b_rest, mask=inside)
     tl.store(p_loss + e * n_queries + query, b_loss, mask=inside)
 
 
@@ -143,6 +155,7 @@ def contrastive_bwd_features_kernel(
     p_key_count,
     p_factor,
     p_lse,
+    p_rest,
     p_grad_loss,
     p_coefficient,
     p_limit,
@@ -177,9 +190,10 @@ def contrastive_bwd_features_kernel(
             if tl.max(is_query.to(tl.int32), 0) > 0:
                 place = e * n_queries + query
                 b_factor = tl.load(p_factor + place, mask=is_query, other=0.0) * _LOG2E
-                b_lse = tl.load(p_lse + place, mask=is_query, other=0.0) * _LOG2E
+                b_lse = tl.load(p_lse + place, mask=is_query, other=0.0)
+                b_rest = tl.load(p_rest + place, mask=is_query, other=0.0)
                 b_coefficient = tl.load(p_coefficient + place, mask=is_query, other=0.0)
-                positive = tl.load(p_positive + query, mask=is_query, other=-1)
+                positive = tl.load(p_positive + query, mask=is_query, other=-1).to(tl.int32)
                 n_present = tl.load(p_key_count + e // 2)
                 for start in range(0, n_present, BLOCK_C):
                     slot = start + tl.arange(0, BLOCK_C)
@@ -202,7 +216,7 @@ def contrastive_bwd_features_kernel(
                         UPCAST,
                     )
                     b_error = tl.exp2(b_product * b_factor[:, None] - b_lse[:, None])
-                    b_error = b_error - (key[None, :] == positive[:, None]).to(tl.float32)
+                    b_error = tl.where(key[None, :] == positive[:, None], -b_rest[:, None], b_error)
                     b_error = tl.where(is_query[:, None] & is_key[None, :], b_error, 0.0)
                     b_slope += tl.sum(b_error * b_product, 1)
                     b_key = _load_rows(
@@ -234,6 +248,7 @@ def contrastive_bwd_keys_kernel(
     p_query_count,
     p_factor,
     p_lse,
+    p_rest,
     p_coefficient,
     p_limit,
     p_grad_keys,
@@ -266,9 +281,10 @@ def contrastive_bwd_keys_kernel(
                     query = tl.load(p_query_order + (e // 2) * n_queries + slot, mask=is_query, other=0)
                     place = e * n_queries + query
                     b_factor = tl.load(p_factor + place, mask=is_query, other=0.0) * _LOG2E
-                    b_lse = tl.load(p_lse + place, mask=is_query, other=0.0) * _LOG2E
+                    b_lse = tl.load(p_lse + place, mask=is_query, other=0.0)
+                    b_rest = tl.load(p_rest + place, mask=is_query, other=0.0)
                     b_coefficient = tl.load(p_coefficient + place, mask=is_query, other=0.0)
-                    positive = tl.load(p_positive + query, mask=is_query, other=-1)
+                    positive = tl.load(p_positive + query, mask=is_query, other=-1).to(tl.int32)
                     b_product = _products(
                         p_keys,
                         key,
@@ -286,7 +302,7 @@ def contrastive_bwd_keys_kernel(
                         UPCAST,
                     )
                     b_error = tl.exp2(b_product * b_factor[None, :] - b_lse[None, :])
-                    b_error = b_error - (key[:, None] == positive[None, :]).to(tl.float32)
+                    b_error = tl.where(key.to(tl.int32)[:, None] == positive[None, :], -b_rest[None, :], b_error)
                     b_error = tl.where(is_key[:, None] & is_query[None, :], b_error * b_coefficient[None, :], 0.0)
                     b_query = _load_rows(
                         p_features, query, is_query, query_modality, n_modalities, width, column_start, BLOCK_D, UPCAST

@@ -35,7 +35,7 @@ def query_losses_triton(
         raise ValueError(f"features_BMD is {features_BMD.dtype}; the Triton path takes float16, bfloat16 and float32")
     flat = [modality for pair in pairs for modality in pair]
     arguments = (features_BMD, keys_CMD, present_BM, keys_present_CM, positive_B, flat, factor_P2B)
-    loss_P2B, _ = contrastive_forward(*arguments)
+    loss_P2B, _, _ = contrastive_forward(*arguments)
     return loss_P2B
 
 
@@ -48,12 +48,15 @@ def contrastive_forward(
     positive_B: Tensor,
     pairs: list[int],
     factor_P2B: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """loss_P2B and the log-sum-exp lse_P2B of every query, float32. `pairs` is flat: i, j, i, j, ..."""
-    loss_P2B, lse_P2B = torch.empty_like(factor_P2B), torch.empty_like(factor_P2B)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """loss_P2B, the log-sum-exp lse_P2B in base 2, and rest_P2B, the probability of all keys but the positive; float32.
+
+    `pairs` is flat: i, j, i, j, ...
+    """
+    loss_P2B, lse_P2B, rest_P2B = (torch.empty_like(factor_P2B) for _ in range(3))
     (num_queries, num_modalities, width), num_keys = features_BMD.shape, keys_CMD.shape[0]
     if num_queries == 0:
-        return loss_P2B, lse_P2B
+        return loss_P2B, lse_P2B, rest_P2B
     query_modality_E, key_modality_E = _directed(tuple(pairs), features_BMD.device)
     key_order_PC, key_count_P = _order(_both(keys_present_CM, query_modality_E, key_modality_E))
     itemsize = features_BMD.element_size()
@@ -71,6 +74,7 @@ def contrastive_forward(
         key_count_P,
         factor_P2B.contiguous(),
         lse_P2B,
+        rest_P2B,
         loss_P2B,
         num_queries,
         num_keys,
@@ -83,7 +87,7 @@ def contrastive_forward(
         num_warps=entry.num_warps,
         num_stages=entry.num_stages,
     )
-    return loss_P2B, lse_P2B
+    return loss_P2B, lse_P2B, rest_P2B
 
 
 @contrastive_forward.register_fake
@@ -95,8 +99,8 @@ def _(
     positive_B: Tensor,
     pairs: list[int],
     factor_P2B: Tensor,
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(factor_P2B), torch.empty_like(factor_P2B)
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(factor_P2B), torch.empty_like(factor_P2B), torch.empty_like(factor_P2B)
 
 
 @torch.library.custom_op("m5ds::contrastive_backward", mutates_args=())
@@ -110,6 +114,7 @@ def contrastive_backward(
     pairs: list[int],
     factor_P2B: Tensor,
     lse_P2B: Tensor,
+    rest_P2B: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to features, keys and factor_P2B, in their dtypes."""
     features_BMD, keys_CMD = features_BMD.contiguous(), keys_CMD.contiguous()
@@ -150,6 +155,7 @@ def contrastive_backward(
             p_count,
             factor_P2B,
             lse_P2B,
+            rest_P2B,
             *(own if of_features else (coefficient_P2B, limit, grad_keys)),
             *shared,
             BLOCK_B=entry.block_b,
@@ -174,21 +180,22 @@ def _(
     pairs: list[int],
     factor_P2B: Tensor,
     lse_P2B: Tensor,
+    rest_P2B: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grads = (features_BMD.new_empty(features_BMD.shape), keys_CMD.new_empty(keys_CMD.shape))
     return *grads, torch.empty_like(factor_P2B)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    features_BMD, keys_CMD, present_BM, keys_present_CM, positive_B, pairs, factor_P2B = inputs
-    ctx.save_for_backward(features_BMD, keys_CMD, present_BM, keys_present_CM, positive_B, factor_P2B, output[1])
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, pairs, factor_P2B = inputs
+    ctx.save_for_backward(*tensors, factor_P2B, *output[1:])
     ctx.pairs = pairs
 
 
-def _backward(ctx: Any, grad_P2B: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    features_BMD, keys_CMD, present_BM, keys_present_CM, positive_B, factor_P2B, lse_P2B = ctx.saved_tensors
-    arguments = (features_BMD, keys_CMD, present_BM, keys_present_CM, positive_B, ctx.pairs, factor_P2B, lse_P2B)
-    grad_features, grad_keys, grad_factor_P2B = contrastive_backward(grad_P2B, *arguments)
+def _backward(ctx: Any, grad_P2B: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    *tensors, factor_P2B, lse_P2B, rest_P2B = ctx.saved_tensors
+    grads = contrastive_backward(grad_P2B, *tensors, ctx.pairs, factor_P2B, lse_P2B, rest_P2B)
+    grad_features, grad_keys, grad_factor_P2B = grads
     return grad_features, grad_keys, None, None, None, None, grad_factor_P2B
 
 
