@@ -1,6 +1,7 @@
 """A report as a list of blocks, written as one self-contained HTML page or as Markdown."""
 
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -27,6 +28,8 @@ class Grid:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
+    wraps: bool = False
+    """Cells of prose: left-aligned, broken over lines."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Drawing:
 
     svg: str
     caption: str
+    small: bool = False
+    """Two stand beside each other where the window is wide enough."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,12 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bot
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; font-size: .87rem; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #eee; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { border-bottom: 1px solid #999; }
-caption, figcaption { text-align: left; color: #555; font-size: .87rem; padding: .2rem 0; }
+.wraps th, .wraps td { text-align: left; white-space: normal; vertical-align: top; }
+.caption, figcaption { color: #555; font-size: .87rem; margin: 1.2rem 0 .2rem; }
+figcaption { margin-top: .2rem; } nav a { margin-right: 1rem; white-space: nowrap; }
 figure { margin: 1rem 0; } figure svg { max-width: 100%; height: auto; }
-pre { background: #f5f5f5; padding: .7rem; overflow-x: auto; font-size: .82rem; }
+figure.small { display: inline-block; width: 32rem; max-width: 100%; vertical-align: top; margin-right: 1rem; }
+pre { background: #f5f5f5; padding: .7rem; font-size: .82rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 .row { display: flex; gap: .5rem; margin: .5rem 0; overflow-x: auto; }
 .card { flex: 0 0 8.5rem; width: 8.5rem; font-size: .75rem; line-height: 1.25; }
 .card { border: 2px solid #ccc; border-radius: 4px; padding: .25rem; }
@@ -88,8 +96,10 @@ class Document:
         self.blocks += blocks
 
     def to_html(self) -> str:
-        """One page that loads nothing from anywhere."""
-        body = "\n".join(_html(block) for block in self.blocks)
+        """One page that loads nothing from anywhere, its sections linked at the top."""
+        headings = [block.text for block in self.blocks if isinstance(block, Heading)]
+        links = " ".join(f'<a href="#{_anchor(text)}">{html.escape(text)}</a>' for text in headings)
+        body = "\n".join([f"<nav>{links}</nav>" if links else "", *(_html(block) for block in self.blocks)])
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -104,20 +114,29 @@ class Document:
 
 def _html(block: Block) -> str:
     if isinstance(block, Heading):
-        return f"<h2>{html.escape(block.text)}</h2>"
+        return f'<h2 id="{_anchor(block.text)}">{html.escape(block.text)}</h2>'
     if isinstance(block, Text):
         return f"<p>{html.escape(block.text)}</p>"
     if isinstance(block, Code):
         return f"<pre>{html.escape(block.text)}</pre>"
     if isinstance(block, Drawing):
-        return f"<figure>{block.svg}<figcaption>{html.escape(block.caption)}</figcaption></figure>"
+        kind = ' class="small"' if block.small else ""
+        return f"<figure{kind}>{block.svg}<figcaption>{html.escape(block.caption)}</figcaption></figure>"
     if isinstance(block, Gallery):
         rows = "\n".join(f'<div class="row">{"".join(_card(card) for card in row)}</div>' for row in block.rows)
-        return f"<figure>{rows}<figcaption>{html.escape(block.caption)}</figcaption></figure>"
-    caption = f"<caption>{html.escape(block.caption)}</caption>" if block.caption else ""
+        return f"<figure><figcaption>{html.escape(block.caption)}</figcaption>{rows}</figure>"
+    caption = f'<p class="caption">{html.escape(block.caption)}</p>' if block.caption else ""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in block.header)
-    rows = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in block.rows)
-    return f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    # Paths may break after each part.
+    shown = [[html.escape(cell).replace("/", "/<wbr>" if block.wraps else "/") for cell in row] for row in block.rows]
+    rows = "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in shown)
+    kind = ' class="wraps"' if block.wraps else ""
+    table = f"<table{kind}><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    return f'{caption}<div class="scroll">{table}</div>'
+
+
+def _anchor(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def _card(card: Card) -> str:

@@ -107,22 +107,30 @@ def missing_curves(results: Sequence[Result]) -> str | None:
 
 
 def noise_bars(results: Sequence[Result]) -> str | None:
-    """mAP@10 with shuffled pairs and with damaged files, beside the clean split."""
-    rows: list[tuple[str, Any]] = []
+    """mAP@10 with shuffled pairs and with damaged files, beside the clean split; a color for each result and policy."""
+    bars: dict[str, dict[str, Any]] = {}
     for result in results:
         clean = [t for t in _tables(result, kind="missing", modality="any") if t.facts["rate"] == 0]
         for table in [*clean, *_tables(result, kind="shuffled"), *_tables(result, kind="damaged")]:
-            label = table.name.replace("missing 0", "clean")
-            rows.append((f"{result.stage}, {label}", table.metrics[METRIC]))
-    if len(rows) < 2:
+            policy = table.facts["policy"]
+            condition = table.name.removeprefix(f"{policy}: ").replace("missing 0", "clean")
+            bars.setdefault(condition, {})[f"{result.stage}, {policy}"] = table.metrics[METRIC]
+    sources = list(dict.fromkeys(source for found in bars.values() for source in found))
+    if len(bars) < 2:
         return None
     with plt.rc_context(_STYLE):
-        figure, axis = plt.subplots(figsize=(9, 0.5 + 0.28 * len(rows)))
-        value = [interval.estimate for _, interval in rows]
-        error = [[i.estimate - i.low for _, i in rows], [i.high - i.estimate for _, i in rows]]
-        axis.barh([name for name, _ in rows], value, xerr=np.maximum(error, 0), color="#66aa88", ecolor="#777777")
+        figure, axis = plt.subplots(figsize=(9, 0.8 + 0.26 * len(bars) * len(sources)))
+        height = 0.8 / len(sources)
+        for number, source in enumerate(sources):
+            has = [(i, found[source]) for i, found in enumerate(bars.values()) if source in found]
+            y = [i + (number - (len(sources) - 1) / 2) * height for i, _ in has]
+            value = [interval.estimate for _, interval in has]
+            error = [[i.estimate - i.low for _, i in has], [i.high - i.estimate for _, i in has]]
+            axis.barh(y, value, height, xerr=np.maximum(error, 0), ecolor="#777777", label=source)
+        axis.set_yticks(range(len(bars)), list(bars))
         axis.invert_yaxis()
         axis.set_xlabel("mAP@10")
+        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         return _svg(figure)
 
 
@@ -152,14 +160,14 @@ def long_tail(results: Sequence[Result], metric_names: dict[str, str]) -> str | 
 
 
 def projection(result: Result, categories: Sequence[str]) -> str | None:
-    """t-SNE of the embeddings, the ten most frequent categories in color."""
+    """The embeddings in the plane, the ten most frequent categories in color."""
     points = result.extras.get("projection")
     if not points:
         return None
     xy_N2, label_N = np.array(points["xy"]), np.array(points["label"])
     frequent = [int(c) for c in np.argsort(-np.bincount(label_N), kind="stable")[:10] if (label_N == c).any()]
     with plt.rc_context(_STYLE):
-        figure, axis = plt.subplots(figsize=(6.5, 5))
+        figure, axis = plt.subplots(figsize=(5.6, 4.4))
         rest = ~np.isin(label_N, frequent)
         axis.scatter(xy_N2[rest, 0], xy_N2[rest, 1], s=5, color="#cccccc")
         for number, label in enumerate(frequent):
@@ -172,32 +180,50 @@ def projection(result: Result, categories: Sequence[str]) -> str | None:
                 label=name,
             )
         axis.set_axis_off()
-        axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        axis.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2)
         return _svg(figure)
 
 
 def learning_curve(result: Result) -> str | None:
-    """Training loss and validation accuracy over steps."""
+    """Training loss and validation accuracy of a classifier over steps."""
     records = result.extras.get("learning_curve") or []
     train = [(r["step"], r["loss/classification"]) for r in records if "loss/classification" in r]
     accuracy = [(r["step"], r["accuracy"]) for r in records if r.get("kind") == "validation" and "accuracy" in r]
+    return _two_scales(train, accuracy, "validation accuracy", 1.0)
+
+
+def pretraining_curve(records: Sequence[dict[str, Any]]) -> str | None:
+    """Total training loss, and how many times better than chance held-out retrieval across modalities is."""
+    train = [(r["step"], r["loss/total"]) for r in records if "loss/total" in r]
+    name = "retrieval/average/ratio"
+    return _two_scales(train, [(r["step"], r[name]) for r in records if name in r], "held-out R@1 / chance", None)
+
+
+def _two_scales(
+    train: Sequence[tuple[int, float]], held_out: Sequence[tuple[int, float]], label: str, top: float | None
+) -> str | None:
+    """The training loss on the left scale, what was measured on held-out products on the right one."""
     if len(train) < 2:
         return None
     with plt.rc_context(_STYLE):
-        figure, axis = plt.subplots(figsize=(6.5, 2.8))
-        axis.plot(*zip(*train, strict=True), color="#4477aa", label="training loss")
-        axis.set(xlabel="step", ylabel="loss", ylim=(0, None))
-        if accuracy:
+        figure, axis = plt.subplots(figsize=(5.6, 2.8))
+        axis.plot(*zip(*train, strict=True), color="#4477aa")
+        axis.set(xlabel="step", ylim=(0, None))
+        axis.set_ylabel("training loss", color="#4477aa")
+        if held_out:
             second = axis.twinx()
             second.spines["right"].set_visible(True)
-            second.plot(*zip(*accuracy, strict=True), color="#cc6677", marker="o", ms=3)
-            second.set(ylabel="validation accuracy", ylim=(0, 1))
+            second.plot(*zip(*held_out, strict=True), color="#cc6677", marker="o", ms=3)
+            second.set(ylim=(0, top))
+            second.set_ylabel(label, color="#cc6677")
         return _svg(figure)
 
 
-def heat_map(values_MM: Sequence[Sequence[float | None]], names: Sequence[str], title: str) -> str:
-    """A small matrix over modalities with its numbers written in."""
+def heat_map(values_MM: Sequence[Sequence[float | None]], names: Sequence[str], title: str) -> str | None:
+    """A small matrix over modalities with its numbers written in, blank where there is None."""
     matrix = np.array([[np.nan if value is None else value for value in row] for row in values_MM])
+    if np.isnan(matrix).all():
+        return None
     with plt.rc_context(_STYLE):
         figure, axis = plt.subplots(figsize=(4, 3.4))
         axis.imshow(matrix, cmap="viridis")

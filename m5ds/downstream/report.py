@@ -1,5 +1,7 @@
 """One report over the results of any number of tasks, stages and baselines: tables, comparisons, plots, examples."""
 
+import dataclasses
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from m5ds.data.manifest import read_manifest
-from m5ds.downstream import paper_numbers, plots
+from m5ds.downstream import plots
 from m5ds.downstream.bootstrap import Interval, bootstrap_seeds, keys_of, seed_interval
 from m5ds.downstream.document import Block, Card, Code, Document, Drawing, Gallery, Grid, Heading, Text
 from m5ds.downstream.pictures import find_products
-from m5ds.downstream.results import RESULTS, Result, Table, compare, read_result
+from m5ds.downstream.report_tables import STAGES, cell, label, paper_tables, task_tables
+from m5ds.downstream.results import RESULTS, Result, Table, compare, launched, read_result
+from m5ds.train.records import read_lines
 
 TITLES = {
     "classification": "Classification",
@@ -28,7 +32,8 @@ COMPARED = {
     "instance_retrieval": ("standard", ("ap@10", "recall@10")),
 }
 """Task -> (table, metrics) of the paired comparisons."""
-_ORDER = ("untrained", "pretrain", "finetune")
+NUM_EXAMPLES = 5
+"""Queries that are shown of each retrieval result."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,12 @@ def load_results(paths: Iterable[str | Path]) -> list[Loaded]:
 
 def _place(loaded: Loaded) -> tuple[int, int, str]:
     task, stage = loaded.result.task, loaded.result.stage
-    return list(TITLES).index(task), _ORDER.index(stage) if stage in _ORDER else -1, stage
+    return list(TITLES).index(task), *_place_of_stage(stage)
+
+
+def _place_of_stage(stage: str) -> tuple[int, str]:
+    """Baselines by name, then the stages in their order."""
+    return STAGES.index(stage) if stage in STAGES else -1, stage
 
 
 def build(loaded: Sequence[Loaded], *, m5product: bool = False, shards: str | None = None) -> Document:
@@ -63,17 +73,18 @@ def build(loaded: Sequence[Loaded], *, m5product: bool = False, shards: str | No
     results = [item.result for item in loaded]
     document = Document("Downstream evaluation")
     document.add(*_opening(results))
-    document.add(*_paper_table(results, m5product))
+    document.add(*paper_tables(results, m5product))
+    named = [dataclasses.replace(result, stage=label(result, results)) for result in results]
     for task, title in TITLES.items():
-        chosen = [result for result in results if result.task == task]
+        chosen = [result for result in named if result.task == task]
         if chosen:
-            document.add(Heading(title), *_task_tables(task, chosen))
+            document.add(Heading(title), *task_tables(task, chosen))
     document.add(*_over_seeds(results))
     document.add(*_comparisons(results))
-    document.add(*_drawings(results, shards))
-    document.add(*_examples(results, shards))
-    commands = "\n".join(f"{item.tree['command']}   # {item.directory}" for item in loaded)
-    document.add(Heading("Commands"), Code(commands))
+    pretrained = list(dict.fromkeys(result.source for result in results if result.stage == "pretrain"))
+    document.add(*_drawings(named, pretrained, shards))
+    document.add(*_examples(named, shards))
+    document.add(Heading("Commands"), Code(_commands(loaded, pretrained)))
     return document
 
 
@@ -88,7 +99,7 @@ def write_report(document: Document, out: Path) -> tuple[Path, Path]:
 
 def _opening(results: Sequence[Result]) -> list[Block]:
     rows: dict[tuple[str, ...], list[str]] = {}
-    for result in results:
+    for result in sorted(results, key=lambda result: _place_of_stage(result.stage)):
         data = f"{result.split} of {result.shards}", result.manifest_hash[:12]
         rows.setdefault((result.stage, result.source, result.fingerprint[:12], *data), []).append(result.task)
     return [
@@ -99,80 +110,10 @@ def _opening(results: Sequence[Result]) -> list[Block]:
         ),
         Grid(
             ["stage", "model", "weights", "data", "manifest", "tasks"],
-            [[*described, ", ".join(done)] for described, done in rows.items()],
+            [[*described, ", ".join(dict.fromkeys(done))] for described, done in rows.items()],
+            wraps=True,
         ),
     ]
-
-
-def _cell(value: Interval | None) -> str:
-    return "" if value is None else f"{100 * value.estimate:.2f} [{100 * value.low:.2f}, {100 * value.high:.2f}]"
-
-
-def _task_tables(task: str, results: Sequence[Result]) -> list[Block]:
-    """One grid a table name (protocol), one row a stage; robustness has a row a condition."""
-    blocks: list[Block] = []
-    if task == "robustness":
-        for result in results:
-            metrics = list(result.tables[0].metrics)
-            metrics = [name for name in metrics if name.partition("@")[0] in ("ap", "prec", "accuracy")]
-            rows = [
-                [table.name, *(_cell(table.metrics.get(name)) for name in metrics), str(table.facts["scored_queries"])]
-                for table in result.tables
-            ]
-            blocks.append(Grid(["condition", *metrics, "queries"], rows, f"{result.stage}, %"))
-            for name, reason in result.extras.get("not_scored", {}).items():
-                blocks.append(Text(f"{name}: not scored, {reason}"))
-        return blocks
-    names = list(dict.fromkeys(table.name for result in results for table in result.tables))
-    for name in names:
-        pairs = [(r, t) for r in results for t in r.tables if t.name == name]
-        metrics = list(dict.fromkeys(metric for _, table in pairs for metric in table.metrics))
-        rows = [[result.stage, *(_cell(table.metrics.get(m)) for m in metrics)] for result, table in pairs]
-        blocks.append(Grid(["stage", *metrics], rows, f"{name}, %: {_facts(pairs[0][1])}"))
-        blocks += _group_grid(pairs)
-    return blocks
-
-
-def _facts(table: Table) -> str:
-    return ", ".join(
-        f"{name.replace('_', ' ')} {value}" for name, value in table.facts.items() if value not in ([], "")
-    )
-
-
-def _group_grid(pairs: Sequence[tuple[Result, Table]]) -> list[Block]:
-    groups = list(dict.fromkeys(name for _, table in pairs for name in table.groups))
-    if not groups:
-        return []
-    order = [name for name in ("head", "medium", "tail", "unseen") if name in groups]
-    rows = []
-    for result, table in pairs:
-        cells = []
-        for name in order:
-            found = table.groups.get(name)
-            cells.append("" if found is None else f"{100 * found['estimate']:.2f} ({found['num_products']})")
-        rows.append([result.stage, *cells])
-    return [Grid(["stage", *order], rows, "by training frequency of the category, % (products)")]
-
-
-def _paper_table(results: Sequence[Result], m5product: bool) -> list[Block]:
-    """Accuracy, mAP and Prec of the official protocol, by stage, in the shape of the paper's Table 3."""
-    rows = []
-    accuracy = {r.stage: r.table("test").metrics["accuracy"] for r in results if r.task == "classification"}
-    for result in results:
-        if result.task != "coarse_retrieval" or "official" not in [table.name for table in result.tables]:
-            continue
-        found = result.table("official").metrics
-        reached = accuracy.get("untrained" if result.stage == "untrained" else "finetune")
-        cells = [reached, *(found.get(name) for name in paper_numbers.COLUMNS[1:])]
-        rows.append([f"ours, {result.stage}", *("" if c is None else f"{100 * c.estimate:.2f}" for c in cells)])
-    if not rows:
-        return []
-    if m5product:
-        for stage, table in paper_numbers.ADDING_MODALITIES.items():
-            for name, values in table.items():
-                rows.append([f"paper, {stage}, {name}", *("" if v is None else f"{v:.2f}" for v in values)])
-    caption = "accuracy after finetuning; coarse retrieval under the official protocol, %"
-    return [Heading("In the shape of the paper's Table 3"), Grid(["", *paper_numbers.COLUMNS], rows, caption)]
 
 
 def _over_seeds(results: Sequence[Result]) -> list[Block]:
@@ -187,11 +128,13 @@ def _over_seeds(results: Sequence[Result]) -> list[Block]:
         repeated = {stage: tables for stage, tables in stages.items() if len(tables) > 1}
         for number, (stage, tables) in enumerate(repeated.items()):
             others = [(s, t) for s, t in list(repeated.items())[:number] if len(t) == len(tables)]
-            for metric in metrics:
-                row = [f"{task}: {stage} ({len(tables)} seeds)", metric, _cell(_seeds(tables, metric))]
+            for metric in (name for name in metrics if all(name in table.metrics for table in tables)):
+                row = [f"{task}: {stage} ({len(tables)} seeds)", metric, cell(_seeds(tables, metric))]
                 rows.append(row)
                 for other, baseline in others:
-                    rows.append([f"{task}: {stage} - {other}", metric, _cell(_seeds(tables, metric, baseline))])
+                    if any(metric not in table.metrics for table in baseline):
+                        continue  # of another k
+                    rows.append([f"{task}: {stage} - {other}", metric, cell(_seeds(tables, metric, baseline))])
     if not rows:
         return []
     return [Heading("Over training seeds"), Grid(["", "metric", "%"], rows, "results of equal rank are paired")]
@@ -229,7 +172,7 @@ def _comparisons(results: Sequence[Result]) -> list[Block]:
                     except ValueError:
                         continue  # another split or protocol: nothing to pair
                     verdict = "yes" if difference.excludes_zero else "no"
-                    rows.append([f"{task}: {result.stage} - {baseline.stage}", metric, _cell(difference), verdict])
+                    rows.append([f"{task}: {result.stage} - {baseline.stage}", metric, cell(difference), verdict])
     if not rows:
         return []
     return [
@@ -238,30 +181,90 @@ def _comparisons(results: Sequence[Result]) -> list[Block]:
     ]
 
 
-def _drawings(results: Sequence[Result], shards: str | None) -> list[Block]:
+def _drawings(results: Sequence[Result], pretrained: Sequence[str], shards: str | None) -> list[Block]:
     blocks: list[Block] = []
 
-    def add(svg: str | None, caption: str) -> None:
+    def add(svg: str | None, caption: str, small: bool = False) -> None:
         if svg is not None:
-            blocks.append(Drawing(svg, caption))
+            blocks.append(Drawing(svg, caption, small))
 
     robust = [result for result in results if result.task == "robustness"]
     for result in robust:
-        add(plots.subset_lattice(result), f"Every modality subset ({result.stage}): mAP@10 of coarse retrieval.")
-    add(plots.missing_curves(robust), "mAP@10 against the missing rate; shaded: 95 % interval.")
+        caption = f"Every modality subset ({result.stage}): mAP@10 of coarse retrieval over the products that have one."
+        add(plots.subset_lattice(result), caption)
+    add(plots.missing_curves(robust), "mAP@10 against the missing rate; shaded: 95 % interval. Lines as on the left.")
     add(plots.noise_bars(robust), "Noise: shuffled pairs and damaged files.")
     for result in robust:
         for name, correlation in result.extras.get("correlation", {}).items():
-            title = f"Mean cosine between modalities, {name} states ({result.stage})"
-            add(plots.heat_map(correlation["cosine"], correlation["names"], name), title)
+            title = f"Mean cosine between modalities, {name} states ({result.stage})."
+            add(plots.heat_map(correlation["cosine"], correlation["names"], name), title, small=True)
+        blocks += _modality_weights(result)
     labelled = [result for result in results if result.task in ("classification", "coarse_retrieval")]
     add(plots.long_tail(labelled, {"classification": "accuracy", "coarse_retrieval": "mAP@10"}), "The long tail.")
+    for source in pretrained:
+        add(plots.pretraining_curve(_run_records(source)), f"Learning curve of pretraining ({source}).", small=True)
+    for result in results:
+        if result.task == "classification":
+            caption = f"Learning curve of classification ({result.stage})."
+            add(plots.learning_curve(result), caption, small=True)
     for result in results:
         if result.task == "clustering":
-            add(plots.projection(result, _categories(result, shards)), f"t-SNE of the embeddings ({result.stage}).")
-        if result.task == "classification":
-            add(plots.learning_curve(result), f"Learning curve of classification ({result.stage}).")
+            method = result.extras.get("projection", {}).get("method", "t-SNE")
+            caption = f"{method} of the embeddings ({result.stage}), the most frequent categories in color."
+            add(plots.projection(result, _categories(result, shards)), caption, small=True)
     return [Heading("Plots"), *blocks] if blocks else []
+
+
+def _modality_weights(result: Result) -> list[Block]:
+    """The heat map of a model whose losses weigh each other, or one line that says why there is none."""
+    found = result.extras.get("harmony")
+    if found is None:
+        return [Text(f"Modality weights ({result.stage}): not in this result; run its robustness task again.")]
+    if found["kind"] == "none":
+        return [Text(f"Modality weights ({result.stage}): none, the model's harmony.kind is none: all losses weigh 1.")]
+    svg = plots.heat_map(found["weight"], found["names"], f"harmony: {found['kind']}")
+    if svg is None:
+        return [Text(f"Modality weights ({result.stage}): the split has no product that any of the losses is of.")]
+    caption = (
+        f"Modality weights ({result.stage}), of {found['weighs']}: off the diagonal of each pair's contrastive loss, on"
+        " it of each modality's masked task; mean over the split."
+    )
+    return [Drawing(svg, caption, small=True)]
+
+
+def _run_records(source: str) -> list[dict[str, Any]]:
+    """metrics.jsonl of the run that a checkpoint lies in; nothing where it does not lie here any more."""
+    try:
+        return read_lines(_run_of(source) / "metrics.jsonl")
+    except ValueError:
+        return []
+
+
+def _run_of(source: str) -> Path:
+    """RUN of RUN/checkpoints/TAG."""
+    return Path(source).parent.parent
+
+
+def _commands(loaded: Sequence[Loaded], pretrained: Sequence[str]) -> str:
+    """What pretrained the models (from their runs' folders, where those still are), then what made each result."""
+    made: dict[str, list[str]] = {}
+    for source in pretrained:
+        for start in _starts(_run_of(source)):
+            made.setdefault(launched(start["command"], start["world_size"]), []).append(str(_run_of(source)))
+    for item in loaded:
+        made.setdefault(item.tree["command"], []).append(str(item.directory))
+    return "\n".join(
+        "\n".join([*(f"# -> {folder}" for folder in dict.fromkeys(folders)), command])
+        for command, folders in made.items()
+    )
+
+
+def _starts(run: Path) -> list[dict[str, Any]]:
+    """run.json of a run; nothing where it cannot be read."""
+    try:
+        return json.loads((run / "run.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return []
 
 
 def _categories(result: Result, shards: str | None) -> Sequence[str]:
@@ -290,7 +293,9 @@ def _examples(results: Sequence[Result], shards: str | None) -> list[Block]:
 
         rows = [
             [card(row["query"], None), *(card(found["id"], found["relevant"]) for found in row["found"])]
-            for row in examples
+            for row in examples[:NUM_EXAMPLES]
         ]
-        blocks.append(Gallery(rows, f"{TITLES[result.task]} ({result.stage}): query, then what was found."))
+        facts = result.tables[0].facts
+        sides = " -> ".join(facts[f"{side}_modalities"] for side in ("query", "gallery"))
+        blocks.append(Gallery(rows, f"{TITLES[result.task]} ({result.stage}), {sides}: query, then what was found."))
     return [Heading("Retrieval examples"), *blocks] if blocks else []

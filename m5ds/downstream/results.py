@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from m5ds.downstream import metrics
 from m5ds.downstream.bootstrap import Interval, bootstrap_difference, bootstrap_statistic, keys_of
-from m5ds.train import tags
+from m5ds.train import distributed, tags
 
 RESULTS, VALUES = "results.json", "values.parquet"
 
@@ -83,7 +83,7 @@ def write_result(directory: Path, result: Result) -> None:
     columns = {name: pa.array(rows[name], kind) for name, kind in types.items()}
     pq.write_table(pa.table(columns), directory / VALUES)
     tree = {
-        "command": shlex.join(sys.argv),
+        "command": launched(shlex.join(sys.argv), distributed.world_size()),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **{name: getattr(result, name) for name in _PLAIN},
         "tables": [
@@ -97,6 +97,13 @@ def write_result(directory: Path, result: Result) -> None:
         ],
     }
     tags.write_atomically(directory / RESULTS, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+
+
+def launched(command: str, world_size: int) -> str:
+    """A recorded command line with its launcher in front: what a user types to have it again."""
+    words = [word for word in shlex.split(command) if not word.startswith("--local_rank")]
+    launcher = ["deepspeed", "--num_gpus", str(world_size)] if world_size > 1 else ["python"]
+    return shlex.join([*launcher, *words])
 
 
 _PLAIN = ("task", "stage", "source", "fingerprint", "shards", "manifest_hash", "split", "settings", "extras")

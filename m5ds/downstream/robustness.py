@@ -12,12 +12,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from m5ds.data.batch import Batch
 from m5ds.downstream.embeddings import EmbeddingSet
 from m5ds.downstream.encoding import Request, encode_split, with_policy
 from m5ds.downstream.evaluation_data import damage_files
 from m5ds.downstream.features import FeatureOptions
+from m5ds.downstream.harmony_weights import mean_weights
 from m5ds.downstream.jobs import Evaluation, feature_options
 from m5ds.downstream.presence import missing_at_random, shuffled_pairs, subsets, with_presence
 from m5ds.downstream.pretrained import Pretrained
@@ -99,12 +101,17 @@ def evaluate_robustness(evaluation: Evaluation, pretrained: Pretrained, stage: s
                 except ValueError as error:
                     not_scored[condition.name] = str(error)
     with_policy(pretrained, own_policy)
-    correlation = _correlation(evaluation, pretrained)
+    states = _states(evaluation, pretrained)
     if distributed.rank():
         return None
     if not tables:
         raise ValueError(f"robustness: no condition could be scored: {next(iter(not_scored.values()))}")
-    extras = {"not_scored": not_scored, "correlation": correlation}
+    fused = states["fused"]
+    extras = {
+        "not_scored": not_scored,
+        "correlation": {name: _correlation(products, names) for name, products in states.items()},
+        "harmony": mean_weights(pretrained.model, _by_modality(fused, names), fused.present_NM),
+    }
     return evaluation.result("robustness", stage, pretrained, tables, extras)
 
 
@@ -129,30 +136,38 @@ def _against_all(
             yield from_all, whole, products
 
 
-def _correlation(evaluation: Evaluation, pretrained: Pretrained) -> dict[str, Any]:
-    """Mean cosine between each two modalities' states of one product (paper Fig. 5); None where no product has both."""
-    names = pretrained.model.names
-    states = ["fused", "contrastive"] if pretrained.model.pair_names else ["fused"]
+def _states(evaluation: Evaluation, pretrained: Pretrained) -> dict[str, EmbeddingSet]:
+    """The modalities' states side by side, fused and where the model has them contrastive; empty but on rank 0."""
+    kinds = ["fused", "contrastive"] if pretrained.model.pair_names else ["fused"]
     requests = [
-        Request(options=FeatureOptions(modalities=names, states=one, operation="concat", normalized=False))
-        for one in states
+        Request(
+            options=FeatureOptions(modalities=pretrained.model.names, states=kind, operation="concat", normalized=False)
+        )
+        for kind in kinds
     ]
     sets = encode_split(pretrained, evaluation.data(pretrained), requests, progress="correlation")
-    found = {}
-    for one, products in zip(states, sets or [], strict=False):
-        states_NMD = products.vector_ND.reshape(len(products), len(names), -1)
-        norm_NM1 = np.linalg.norm(states_NMD, axis=2, keepdims=True)
-        unit_NMD = states_NMD / np.maximum(norm_NM1, 1e-12)
-        both_MM = products.present_NM.T.astype(np.float64) @ products.present_NM
-        cosine_MM = np.einsum("nid,njd->ij", unit_NMD, unit_NMD, dtype=np.float64)
-        found[one] = {
-            "names": list(names),
-            "cosine": [
-                [round(float(c / b), 4) if b else None for c, b in zip(cosine_M, both_M, strict=True)]
-                for cosine_M, both_M in zip(cosine_MM, both_MM, strict=True)
-            ],
-        }
-    return found
+    return dict(zip(kinds, sets or [], strict=False))
+
+
+def _by_modality(products: EmbeddingSet, names: tuple[str, ...]) -> NDArray[np.float32]:
+    """[N, M, D] from the concatenated states."""
+    return products.vector_ND.reshape(len(products), len(names), -1)
+
+
+def _correlation(products: EmbeddingSet, names: tuple[str, ...]) -> dict[str, Any]:
+    """Mean cosine between each two modalities' states of one product (paper Fig. 5); None where no product has both."""
+    states_NMD = _by_modality(products, names)
+    norm_NM1 = np.linalg.norm(states_NMD, axis=2, keepdims=True)
+    unit_NMD = states_NMD / np.maximum(norm_NM1, 1e-12)
+    both_MM = products.present_NM.T.astype(np.float64) @ products.present_NM
+    cosine_MM = np.einsum("nid,njd->ij", unit_NMD, unit_NMD, dtype=np.float64)
+    return {
+        "names": list(names),
+        "cosine": [
+            [round(float(c / b), 4) if b else None for c, b in zip(cosine_M, both_M, strict=True)]
+            for cosine_M, both_M in zip(cosine_MM, both_MM, strict=True)
+        ],
+    }
 
 
 def _options(config, pretrained: Pretrained, modalities: tuple[str, ...]) -> FeatureOptions:

@@ -78,6 +78,7 @@ def test_robustness_covers_all_subsets_rates_and_policies(evaluation, pretrained
     whole = tables["drop: image+text+table+video+audio"].metrics["ap@10"].estimate
     assert tables["drop: missing 0"].metrics["ap@10"].estimate == pytest.approx(whole)
     assert pretrained.model.spec.absent == "drop"
+    assert result.extras["harmony"] == {"kind": "none"}
     cosine = np.array(result.extras["correlation"]["fused"]["cosine"], dtype=float)
     np.testing.assert_allclose(np.diag(cosine), 1, atol=1e-3)
     np.testing.assert_allclose(cosine, cosine.T, atol=1e-3)
