@@ -21,7 +21,8 @@ def test_losses_and_gradients_equal_the_cpu(tmp_path, base):
         assert last_path(op) == "triton", op
     for name, loss in expected_losses.items():
         assert losses[name].item() == pytest.approx(loss.item(), rel=1e-4), name
-    # The kernels recompute exp(logit - lse) in fp32: where a gradient cancels to zero, what is left is rounding.
-    floor = 1e-4 * max(gradient.norm().item() for gradient in expected.values())
+    # Summaries are nearly alike in a new model, so the contrastive gradients that reach a norm's bias are small
+    # differences: 2e-8 of the largest norm off in the interpreter, tf32x3 products round some ten times coarser.
+    floor = 3e-6 * max(gradient.norm().item() for gradient in expected.values())
     for name, gradient in expected.items():
         assert (actual[name].cpu().double() - gradient).norm() < 1e-3 * gradient.norm() + floor, name
