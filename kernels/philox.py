@@ -41,6 +41,7 @@ class Stream(IntEnum):
     TABLE_ORDER = 9
     ORDER = 10
     BOOTSTRAP = 11
+    LABEL_SHARE = 12
 
 
 def product_hash(product_id: str) -> int:

@@ -1,5 +1,7 @@
 """The tasks of a baseline, as results that compare with those of models."""
 
+import numpy as np
+
 from m5ds.downstream import settings as downstream_settings
 from m5ds.downstream import tasks
 from m5ds.downstream.baselines import BASELINES, embed, nearest_votes, read_products
@@ -11,7 +13,7 @@ from m5ds.downstream.results import Result, Table
 def evaluate_baseline(name: str, evaluation: Evaluation) -> list[Result]:
     """Coarse retrieval, clustering and classification; instance retrieval where it is by file or by group.
 
-    Queries and gallery are the test split, as for a model; what is learned comes from `train`.
+    Queries and gallery are those of a model; what is learned comes from `train`.
     """
     settings, manifest = evaluation.settings, evaluation.manifest
     train = list(read_products(evaluation.shards, "train"))
@@ -23,13 +25,20 @@ def evaluate_baseline(name: str, evaluation: Evaluation) -> list[Result]:
 
     tested = vectors(test, settings.test_split)
     uncertainty = evaluation.uncertainty
+    searched = tested
+    if settings.coarse_retrieval.gallery_split not in (None, settings.test_split):
+        split = settings.coarse_retrieval.gallery_split
+        searched = vectors(list(read_products(evaluation.shards, split)), split)
     tables, extras = tasks.coarse_retrieval(
-        tested, tested, settings.coarse_retrieval, uncertainty, evaluation.all_labels()
+        tested, searched, settings.coarse_retrieval, uncertainty, evaluation.all_labels()
     )
     results = [_result("coarse_retrieval", name, evaluation, tables, extras)]
     clusters = tasks.clustering(tested, settings.clustering, uncertainty)
     results.append(_result("clustering", name, evaluation, clusters, {"projection": projection(tested)}))
-    votes_NC = nearest_votes(vectors(train, "train"), tested, len(manifest.categories))
+    learned = vectors(train, "train")
+    if evaluation.labelled_ids is not None:
+        learned = learned.take(np.array([name in evaluation.labelled_ids for name in learned.ids]))
+    votes_NC = nearest_votes(learned, tested, len(manifest.categories))
     table = tasks.classification(tested.ids, tested.label_N, votes_NC, evaluation.classes, uncertainty)
     results.append(_result("classification", name, evaluation, [table], {}))
     config = settings.instance_retrieval

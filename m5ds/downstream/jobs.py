@@ -19,7 +19,7 @@ from m5ds.downstream.embeddings import EmbeddingSet, check_modalities
 from m5ds.downstream.encoding import Request, encode_split
 from m5ds.downstream.evaluation_data import EvaluationData, Transform, use_file
 from m5ds.downstream.features import FeatureOptions
-from m5ds.downstream.labels import ClassChoice, choose_classes, read_labels
+from m5ds.downstream.labels import ClassChoice, SubsetReader, choose_classes, drawn_labels, read_labels
 from m5ds.downstream.pretrained import Pretrained
 from m5ds.downstream.results import Result, Table
 from m5ds.downstream.settings import DownstreamConfig, RetrievalConfig
@@ -50,6 +50,22 @@ class Evaluation:
     def train_label_N(self) -> NDArray[np.int64]:
         return read_labels(ShardReader(self.shards, "train"))
 
+    def labelled(self, reader: ShardReader) -> ShardReader:
+        """The training products that a classifier sees: all, or those of the configured share of labels."""
+        fraction = self.settings.classification.label_fraction
+        if fraction == 1.0:
+            return reader
+        return SubsetReader(reader, drawn_labels(reader, fraction, self.settings.seed))
+
+    @cached_property
+    def labelled_ids(self) -> frozenset[str] | None:
+        """Ids of those products; None where all are."""
+        reader = self.labelled(ShardReader(self.shards, "train"))
+        if not isinstance(reader, SubsetReader):
+            return None
+        tables = [reader.index(shard).table for shard in range(len(reader.shard_sizes))]
+        return frozenset(name for table in tables for name in table["id"].to_pylist())
+
     @cached_property
     def uncertainty(self) -> tasks.Uncertainty:
         """Intervals and frequency groups as configured."""
@@ -64,7 +80,7 @@ class Evaluation:
     def classes(self) -> ClassChoice:
         """The categories that a classifier learns, by the configured policy for rare ones. `ValueError` as there."""
         return choose_classes(
-            self.train_label_N,
+            read_labels(self.labelled(ShardReader(self.shards, "train"))),
             self.manifest.categories,
             minimum=self.settings.classification.min_class_products,
             rare=self.settings.classification.rare_classes,
@@ -74,12 +90,14 @@ class Evaluation:
         """Labels of every product of every split: the released code's whole ground truth."""
         return np.concatenate([read_labels(ShardReader(self.shards, split)) for split in self.manifest.splits])
 
-    def data(self, pretrained: Pretrained, name: str = "", transform: Transform | None = None) -> EvaluationData:
-        """The test split as this model reads it; `name` tells transforms apart."""
+    def data(
+        self, pretrained: Pretrained, name: str = "", transform: Transform | None = None, split: str | None = None
+    ) -> EvaluationData:
+        """The test split (or another) as this model reads it; `name` tells transforms and splits apart."""
         if name not in self.opened:
             self.opened[name] = EvaluationData(
                 self.shards,
-                self.settings.test_split,
+                split or self.settings.test_split,
                 pretrained.model.spec,
                 pretrained.tokenizer,
                 batch_size=self.settings.batch_size,
@@ -141,6 +159,13 @@ def _sides(
             for number, one in zip((config.query_file, 0), options, strict=True)
         ]
         return None if sides[0] is None or sides[1] is None else (sides[0][0], sides[1][0])
+    if config.gallery_split not in (None, evaluation.settings.test_split):
+        searched = evaluation.data(pretrained, f"split {config.gallery_split}", split=config.gallery_split)
+        pair = [
+            encode_split(pretrained, data, [Request(options=one)])
+            for data, one in zip((evaluation.data(pretrained), searched), options, strict=True)
+        ]
+        return None if pair[0] is None or pair[1] is None else (pair[0][0], pair[1][0])
     sets = encode_split(
         pretrained, evaluation.data(pretrained), [Request(options=one) for one in dict.fromkeys(options)]
     )

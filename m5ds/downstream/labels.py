@@ -3,12 +3,14 @@
 Shape letters: N products, C categories of the manifest.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from m5ds.data.reader import ShardReader
+from m5ds.data.reader import RawProduct, ShardIndex, ShardReader
+from m5ds.kernels import philox
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,56 @@ def read_labels(reader: ShardReader) -> NDArray[np.int64]:
     """Labels of a split's products in the shards' order, -1 where unknown."""
     parts = [reader.index(shard).table["label"].to_numpy() for shard in range(len(reader.shard_sizes))]
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+
+def drawn_labels(reader: ShardReader, fraction: float, seed: int) -> list[NDArray[np.bool_]]:
+    """For each shard, which products' labels a classifier may learn from: labelled ones, each with this probability.
+
+    A function of product and seed; a larger fraction draws the products of a smaller one and more.
+    """
+    drawn = []
+    for shard in range(len(reader.shard_sizes)):
+        table = reader.index(shard).table
+        words_N = philox.random_words(
+            seed=seed,
+            draw=philox.EVALUATION_DRAW,
+            product=torch.from_numpy(table["product"].to_numpy().copy()),
+            stream=philox.Stream.LABEL_SHARE,
+            element=0,
+        )[0]
+        kept_N = (words_N < philox.threshold(fraction)).numpy()
+        drawn.append(kept_N & (table["label"].to_numpy() >= 0))
+    return drawn
+
+
+class SubsetReader(ShardReader):
+    """The chosen products of another reader's split, as if its shards held no others."""
+
+    def __init__(self, reader: ShardReader, kept: list[NDArray[np.bool_]]) -> None:
+        """`kept`: for each shard, which of its products stay."""
+        self.directory, self.split, self.manifest = reader.directory, reader.split, reader.manifest
+        self._reader = reader
+        self._rows = [np.flatnonzero(kept_N) for kept_N in kept]
+
+    @property
+    def shard_sizes(self) -> list[int]:
+        return [len(rows) for rows in self._rows]
+
+    def index(self, shard: int) -> ShardIndex:
+        whole, rows = self._reader.index(shard), self._rows[shard]
+        return replace(
+            whole,
+            table=whole.table.take(rows),
+            present=[whole.present[row] for row in rows],
+            text_chars=whole.text_chars[rows],
+            table_chars=whole.table_chars[rows],
+        )
+
+    def read(self, shard: int, index: int) -> RawProduct:
+        return self._reader.read(shard, int(self._rows[shard][index]))
+
+    def close(self) -> None:
+        self._reader.close()
 
 
 def choose_classes(

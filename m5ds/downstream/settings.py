@@ -32,6 +32,9 @@ class ClassificationConfig:
     dropout: Fraction = 0.1
     lora_rank: Positive = 8
     lora_alpha: Annotated[float, Field(gt=0)] = 16.0
+    label_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the training labels that are known. The paper finetunes on 18,526 labelled products after pretraining on
+    millions; a small catalogue is like that only with few of its labels."""
     patience: NotNegative = 0
     """Validations without a better accuracy before training stops; 0: never. Needs train.validate_every."""
     min_class_products: Positive = 2
@@ -53,6 +56,9 @@ class RetrievalConfig:
     query_modalities: list[str] | None = None
     """None: all of the model's."""
     gallery_modalities: list[str] | None = None
+    gallery_split: str | None = None
+    """`coarse_retrieval` only: split that is searched; None: the tested one, a query's own entry left out. The released
+    scripts do the latter, the paper describes galleries of other products."""
     states: Literal["fused", "contrastive", "dense"] = "fused"
     """What a product's vector is read from; `dense` is the finetuned classifier's layer (paper's "finetune")."""
     operation: Literal["concat", "mean", "sum"] = "mean"
@@ -136,6 +142,10 @@ def load(path: str | Path, overrides: list[str] | None = None) -> DownstreamConf
         raise run_config.ConfigError(
             f"{path}: classification.patience would choose the checkpoint on the split that is tested, validation; set"
             " it to 0 or test on another split"
+        )
+    if settings.instance_retrieval.gallery_split is not None:
+        raise run_config.ConfigError(
+            f"{path}: instance_retrieval.gallery_split: the product to find is in the tested split; leave it out"
         )
     return settings
 

@@ -1,7 +1,7 @@
 """What a run reads: shards, tokenizer, loaders. Rank 0 makes what does not exist yet, the others wait and read it."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -95,8 +95,16 @@ def _train(shards: str, vocab_size: int) -> Tokenizer:
         return train_tokenizer(texts(), vocab_size, num_threads=1)
 
 
-def open_sources(config: RunConfig, shards: str, tokenizer: Tokenizer) -> Sources:
-    """The loaders of this rank. Collective; ValueError, CorruptShardError or OSError of one rank stops all."""
+def open_sources(
+    config: RunConfig,
+    shards: str,
+    tokenizer: Tokenizer,
+    choose: Callable[[ShardReader], ShardReader] = lambda reader: reader,
+) -> Sources:
+    """The loaders of this rank. Collective; ValueError, CorruptShardError or OSError of one rank stops all.
+
+    `choose` may leave some of the training split's products out.
+    """
     with distributed.stop_together():
         rank, world_size, train = distributed.rank(), distributed.world_size(), config.train
         decoder = Decoder()
@@ -107,7 +115,7 @@ def open_sources(config: RunConfig, shards: str, tokenizer: Tokenizer) -> Source
         manifest = read_manifest(shards)
         size = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
         verify: Literal["full", "size"] = "full" if rank == 0 and size <= VERIFIED_BYTES else "size"
-        reader = ShardReader(shards, "train", verify=verify)
+        reader = choose(ShardReader(shards, "train", verify=verify))
         training = Loader(
             config.data,
             config.model.modalities,
