@@ -1,4 +1,4 @@
-"""What the embedding and contrastive kernels move, counted in the interpreter: bytes, and who writes what how often.
+"""What the embedding kernels move, counted in the interpreter: bytes, and who writes what how often.
 
 DRAM bytes of a launch: what it stores, plus of each argument it loads the smaller of the bytes loaded and its own
 size. Vectors, position tables and index arrays are read again from cache: they are far smaller than a GPU's L2.
@@ -8,15 +8,11 @@ import dataclasses
 
 import numpy as np
 import torch
-from contrastive_cases import PAIRS_CHAIN
-from contrastive_cases import case as contrastive_case
-from contrastive_cases import gradients as contrastive_gradients
 from embed_cases import all_patterns, case, gradients
 from torch.nn.functional import embedding, layer_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from m5ds.kernels.embed_modalities import EmbedInput, embed_modalities
-from m5ds.kernels.presence_contrastive import presence_contrastive
 from m5ds.kernels.traffic import count_traffic
 
 _WIDTH, _ROWS, _PRODUCTS = 768, 15, 8
@@ -98,30 +94,3 @@ def test_every_embedding_output_is_written_once() -> None:
             assert launch.writes["p_grad_table"].max() == 1
     assert all((counts == 1).all() for counts in together.values())
     assert together.keys() == {"p_x", "p_mean", "p_rstd", "p_masked"}
-
-
-def test_every_contrastive_output_is_written_once() -> None:
-    present_CM = all_patterns()[torch.randperm(32, generator=torch.Generator().manual_seed(4))].repeat(3, 1)
-    arguments = contrastive_case(present_CM, slice(3, 80), num_pairs=4, dtype=torch.float32)
-    with count_traffic() as traffic:
-        loss_P2 = presence_contrastive(**arguments, pairs=PAIRS_CHAIN, path="triton")
-        contrastive_gradients(loss_P2, arguments)
-    assert [launch.kernel for launch in traffic.launches] == [
-        "contrastive_fwd_kernel",
-        "contrastive_bwd_features_kernel",
-        "contrastive_bwd_keys_kernel",
-    ]
-    assert all(launch.written_once() for launch in traffic.launches)
-
-
-def test_absent_products_cost_the_contrastive_kernel_nothing() -> None:
-    """Keys are read for the products that have both modalities: a quarter of them, a quarter of the dot products."""
-    flops = []
-    for share in (1.0, 0.25):
-        present_CM = torch.ones(256, 5, dtype=torch.bool)
-        present_CM[64:] = share == 1.0
-        arguments = contrastive_case(present_CM, slice(0, 32), num_pairs=1, dtype=torch.float32)
-        with torch.no_grad(), count_traffic() as traffic:
-            presence_contrastive(**arguments, pairs=((0, 1),), path="triton")
-        flops.append(traffic.of("contrastive_fwd_kernel").dot_flops)
-    assert flops[1] * 4 == flops[0]
