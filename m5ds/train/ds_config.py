@@ -1,8 +1,8 @@
 """DeepSpeed's JSON, read strictly and joined with the run YAML (DESIGN 3.9): every value has one home.
 
 The JSON owns precision, ZeRO, offload, clipping, the optimizer's kind and DeepSpeed's monitors. Batch, accumulation,
-learning rate, decay, warm-up and steps are `"auto"` or missing there and come from the run YAML; or the YAML leaves
-them to their defaults and the JSON says them. Both is an error.
+learning rate, decay, betas, epsilon, warm-up and steps are `"auto"` or missing there and come from the run YAML; or the
+YAML leaves them to their defaults and the JSON says them. Both is an error.
 """
 
 import copy
@@ -22,6 +22,7 @@ _SHARED = {
     "optimizer.params.lr": "learning_rate",
     "optimizer.params.weight_decay": "weight_decay",
     "optimizer.params.betas": "betas",
+    "optimizer.params.eps": "epsilon",
     "scheduler.params.warmup_max_lr": "learning_rate",
     "scheduler.params.total_num_steps": "total_steps",
 }
@@ -215,6 +216,7 @@ def resolve(ds: DeepSpeedJson, run: RunConfig, *, world_size: int, total_steps: 
     if _get(tree, "optimizer.type").lower() in ("adam", "adamw"):
         _set(tree, "optimizer.params.weight_decay", train.weight_decay)
         _set(tree, "optimizer.params.betas", list(train.betas))
+        _set(tree, "optimizer.params.eps", train.epsilon)
         if cpu:
             # DeepSpeed's own Adam would be compiled first, for about 70 s (FINDINGS, "DeepSpeed on CPU").
             _set(tree, "optimizer.params.torch_adam", True)

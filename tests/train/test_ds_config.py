@@ -53,6 +53,13 @@ def test_what_only_the_json_says_counts(tmp_path: Path) -> None:
     assert tree["optimizer"]["params"]["weight_decay"] == 0.25
 
 
+def test_adams_epsilon_comes_from_the_yaml_unless_the_json_says_it(tmp_path):
+    assert resolved(written(tmp_path), ("train.epsilon=1e-4",))["optimizer"]["params"]["eps"] == 1e-4
+    assert resolved(written(tmp_path, optimizer__params__eps=1e-6))["optimizer"]["params"]["eps"] == 1e-6
+    with pytest.raises(ConfigError, match="train.epsilon"):
+        resolved(written(tmp_path, optimizer__params__eps=1e-6), ("train.epsilon=1e-4",))
+
+
 def test_an_override_on_the_command_line_counts_as_given(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="weight_decay"):
         resolved(written(tmp_path, optimizer__params__weight_decay=0.25), ("train.weight_decay=0.1",))
