@@ -1,16 +1,21 @@
 """What packing saves on this CPU: two whole fusion blocks on packed rows against the same blocks on padded ones.
 
-    python tools/bench_packing.py [--width 768] [--products 6] [--repeats 5] [--lengths paper,raw] [--presence 75,50,30]
+    python tools/bench_packing.py [--width 768] [--products 4] [--repeats 5] [--lengths paper,raw] [--presence 75,50,30]
+                                  [--out FILE.csv]
 
 Same weights; outputs and input gradients of the rows that exist are compared first. Padded is what a model without
 packing does: every product has all slots, a boolean mask hides the absent ones. Prints CPU seconds of forward and
-backward (median, one thread) and the speed-up next to the token ratio. Exits 1 where the speed-up is under 0.9 of that.
+backward (median, one thread) and the speed-up next to the token ratio; `--out` appends the same rows to a CSV, which
+`kernels/benchmarks/run.py --tables` makes into a table. Exits 1 where the speed-up is under 0.9 of the token ratio.
 """
 
 import argparse
+import csv
+import datetime
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,6 +24,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from m5ds.cli import run_tool
 from m5ds.config import BlockConfig
 from m5ds.inputs import AudioPatches, ImagePatches, RegionFeatures, TablePairs, TextTokens, VideoTubes
+from m5ds.kernels.benchmarks.results import device_name
+from m5ds.kernels.benchmarks.timing import keep_freed_memory
 from m5ds.kernels.layout import PackedLayout
 from m5ds.model.blocks import PackedBlock
 from m5ds.model.fusion import LayerSpec, visibility_matrix
@@ -37,6 +44,7 @@ LENGTHS = {
     ),
 }
 WORST_SHARE_OF_TOKEN_RATIO = 0.9
+Row = dict[str, str | int | float]
 
 
 def make_layout(lengths: tuple[int, ...], presence: float, num_products: int, seed: int) -> PackedLayout:
@@ -106,8 +114,8 @@ def cpu_seconds(step: Callable[[], object], other: Callable[[], object], repeats
     return statistics.median(times[0]), statistics.median(times[1])
 
 
-def compare(name: str, presence: float, width: int, num_products: int, repeats: int) -> bool:
-    """One row of the table; True where packing earns its share of the token ratio."""
+def compare(name: str, presence: float, width: int, num_products: int, repeats: int) -> Row:
+    """One row of the table. `SystemExit` where packed and padded rows disagree."""
     lengths = LENGTHS[name]
     layout = make_layout(lengths, presence, num_products, seed=0)
     torch.manual_seed(0)
@@ -143,35 +151,64 @@ def compare(name: str, presence: float, width: int, num_products: int, repeats: 
             )
     packed_s, padded_s = cpu_seconds(packed, padded, repeats)
     ratio = exists_BL.numel() / max(layout.num_rows, 1)
-    share = padded_s / packed_s / ratio
-    print(
-        f"{name:>7} {presence:>8.0%} {layout.num_rows:>7} {exists_BL.numel():>7} {packed_s:>9.3f} {padded_s:>9.3f}"
-        f" {padded_s / packed_s:>8.2f} {ratio:>11.2f} {share:>6.2f}",
-        flush=True,
-    )
-    return share >= WORST_SHARE_OF_TOKEN_RATIO
+    return {
+        "lengths": name,
+        "presence": f"{presence:.0%}",
+        "packed_rows": layout.num_rows,
+        "padded_rows": exists_BL.numel(),
+        "packed_s": f"{packed_s:.3f}",
+        "padded_s": f"{padded_s:.3f}",
+        "speed_up": f"{padded_s / packed_s:.2f}",
+        "token_ratio": f"{ratio:.2f}",
+        "share": f"{padded_s / packed_s / ratio:.2f}",
+    }
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Append to a CSV, with its header where the file is new."""
+    new = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=768, help="hidden width, a multiple of 64 (default: %(default)s)")
-    parser.add_argument("--products", type=int, default=6, help="products in the batch (default: %(default)s)")
+    parser.add_argument("--products", type=int, default=4, help="products in the batch (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each (default: %(default)s)")
     parser.add_argument("--lengths", default="paper,raw", help="of: paper, raw (default: %(default)s)")
     parser.add_argument("--presence", default="75,50,30", help="per cent of slots filled (default: %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FILE.csv", help="append the rows to this CSV too")
     options = parser.parse_args()
     if options.width % 64:
         raise ValueError(f"--width must be a multiple of 64, got {options.width}")
     if unknown := [name for name in options.lengths.split(",") if name not in LENGTHS]:
         raise ValueError(f"--lengths: unknown {', '.join(unknown)}; known: {', '.join(LENGTHS)}")
     torch.set_num_threads(1)
-    print(f"{'lengths':>7} {'presence':>8} {'packed':>7} {'padded':>7} {'packed s':>9} {'padded s':>9}", end=" ")
-    print(f"{'speed-up':>8} {'token ratio':>11} {'share':>6}")
-    earned = [
-        compare(name, float(percent) / 100, options.width, options.products, options.repeats)
-        for name in options.lengths.split(",")
-        for percent in options.presence.split(",")
-    ]
+    keep_freed_memory()
+    run = {
+        "width": options.width,
+        "products": options.products,
+        "repeats": options.repeats,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "cpu": device_name(torch.device("cpu")),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+    earned = []
+    for name in options.lengths.split(","):
+        for percent in options.presence.split(","):
+            row = compare(name, float(percent) / 100, options.width, options.products, options.repeats)
+            if not earned:
+                print(" ".join(f"{column:>11}" for column in row))
+            print(" ".join(f"{value:>11}" for value in row.values()), flush=True)
+            if options.out:
+                append_row(options.out, row | run)
+            earned.append(float(row["share"]) >= WORST_SHARE_OF_TOKEN_RATIO)
     return 0 if all(earned) else 1
 
 

@@ -17,29 +17,44 @@ from m5ds.kernels.cross_modal_attention.tables import tables_for
 from m5ds.kernels.layout import PackedLayout
 from m5ds.kernels.tiles import ATTENTION_KERNELS
 
-LENGTHS = {"paper": (37, 36, 64, 13, 81), "raw": (197, 36, 65, 295, 231)}
-"""Rows of image, text, table, video, audio: the paper's 231, and raw media as configs/model/m5mmt.yaml cuts them."""
+LENGTHS = {
+    "quickstart": (16, 24, 24, 8, 12),
+    "paper": (37, 36, 64, 13, 81),
+    "raw": (197, 36, 65, 295, 231),
+}
+"""Rows of image, text, table, video, audio: configs/run/quickstart.yaml (text and table at their longest), the paper's
+231, and raw media as configs/model/m5mmt.yaml cuts them.
+"""
+HEADS = {"quickstart": (4, 32), "paper": (12, 64), "raw": (12, 64)}
+"""Heads and their width."""
+CPU_PRODUCTS = {"quickstart": 48, "paper": 8, "raw": 4}
+GPU_PRODUCTS = 256
 VISIBILITIES = {"identity": lambda i, j: i == j, "all": lambda i, j: True, "off_diagonal": lambda i, j: i != j}
-HEADS, HEAD_DIM = 12, 64
 
 
-def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """Lengths x presence x visibility; on a CPU fewer products, since its time grows with the work."""
-    on_gpu = device.type == "cuda"
-    for lengths in ("paper",) if quick else LENGTHS:
-        for presence in (0.5,) if quick else (0.3, 0.5, 0.75, 1.0):
-            for visibility in ("all",) if quick else VISIBILITIES:
-                num_products = 256 if on_gpu else 2 if quick else 4
-                yield _case(device, lengths, presence, visibility, num_products)
+def matrix_of(visibility: str) -> tuple[tuple[bool, ...], ...]:
+    return tuple(tuple(VISIBILITIES[visibility](i, j) for j in range(5)) for i in range(5))
+
+
+def cases(device: torch.device, grid: str) -> Iterator[Case]:
+    """Lengths x presence x visibility; on a CPU fewer products, and raw lengths whole only in the full grid."""
+    if grid == "quick":
+        yield _case(device, "paper", 0.5, "all", GPU_PRODUCTS if device.type == "cuda" else 2)
+        return
+    for lengths in LENGTHS:
+        for presence in (0.3, 0.5, 0.75, 1.0):
+            for visibility in VISIBILITIES:
+                if grid == "full" or lengths != "raw" or (visibility, presence) == ("all", 0.5):
+                    products = GPU_PRODUCTS if device.type == "cuda" else CPU_PRODUCTS[lengths]
+                    yield _case(device, lengths, presence, visibility, products)
 
 
 def _case(device: torch.device, lengths: str, presence: float, visibility: str, num_products: int) -> Case:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    layout = _layout(LENGTHS[lengths], presence, num_products).to(device)
-    see = VISIBILITIES[visibility]
-    matrix = tuple(tuple(see(i, j) for j in range(5)) for i in range(5))
+    layout = make_layout(lengths, presence, num_products).to(device)
+    matrix, shape = matrix_of(visibility), (layout.num_rows, *HEADS[lengths])
     generator = torch.Generator().manual_seed(0)
-    packed = [torch.randn(layout.num_rows, HEADS, HEAD_DIM, generator=generator).to(device, dtype) for _ in range(4)]
+    packed = [torch.randn(*shape, generator=generator).to(device, dtype) for _ in range(4)]
     ours = Provider(
         "packed (triton)" if device.type == "cuda" else "packed (torch path)",
         lambda q, k, v: cross_modal_attention(q, k, v, layout, matrix),
@@ -57,15 +72,20 @@ def _case(device: torch.device, lengths: str, presence: float, visibility: str, 
         },
         [ours, *_peers(layout, LENGTHS[lengths], matrix, packed, visibility)],
         tolerance=2e-2 if dtype == torch.bfloat16 else 1e-5,
-        estimates=_estimates(layout, matrix),
+        estimates=closed_form(lengths, presence, visibility),
     )
 
 
-def _layout(lengths: tuple[int, ...], presence: float, num_products: int) -> PackedLayout:
+def make_layout(lengths: str, presence: float, num_products: int) -> PackedLayout:
+    """Exactly `presence` of all slots filled. At the quickstart's lengths text and table vary, down to a third."""
+    generator = torch.Generator().manual_seed(1)
+    length_BM = torch.tensor(LENGTHS[lengths]).expand(num_products, 5).clone()
+    if lengths == "quickstart":
+        length_BM[:, 1:3] = torch.randint(8, 25, (num_products, 2), generator=generator)
     order = torch.randperm(num_products * 5, generator=torch.Generator().manual_seed(0))
     present_BM = (order < round(presence * order.numel())).view(num_products, 5)
     products = torch.arange(num_products)
-    return PackedLayout.build(present_BM * torch.tensor(lengths), present_BM, products, torch.zeros_like(products))
+    return PackedLayout.build(present_BM * length_BM, present_BM, products, torch.zeros_like(products))
 
 
 def _peers(
@@ -97,7 +117,7 @@ def _peers(
         return scaled_dot_product_attention(q, k, v, attn_mask=mask_B1LL).masked_fill(~keep_B1L1, 0.0)
 
     def unfused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        score = (q * HEAD_DIM**-0.5) @ k.transpose(-1, -2)
+        score = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         return (score.masked_fill(~mask_B1LL, float("-inf")).softmax(-1) @ v).masked_fill(~keep_B1L1, 0.0)
 
     yield Provider("padded SDPA", padded_sdpa, qkv, grad, unpad)
@@ -146,12 +166,13 @@ def _varlen(layout: PackedLayout, packed: list[Tensor]) -> Provider:
     )
 
 
-def _estimates(layout: PackedLayout, matrix: tuple) -> list[Estimate]:
-    """bf16 on sm_90."""
-    spec = AttentionSpec.build(5, matrix, None, None)
-    options = {"arch": "sm_90", "head_dim": HEAD_DIM, "itemsize": 2}
+def closed_form(lengths: str, presence: float, visibility: str) -> list[Estimate]:
+    """Of each kernel, for 256 products, bf16 on sm_90, wherever this runs."""
+    layout, (heads, head_dim) = make_layout(lengths, presence, GPU_PRODUCTS), HEADS[lengths]
+    spec = AttentionSpec.build(5, matrix_of(visibility), None, None)
+    options = {"arch": "sm_90", "head_dim": head_dim, "itemsize": 2}
     size = tables_for(layout, spec, **options).size
-    costs = {k: attention_cost(k, layout, spec, heads=HEADS, size=size, **options) for k in ATTENTION_KERNELS}
+    costs = {k: attention_cost(k, layout, spec, heads=heads, size=size, **options) for k in ATTENTION_KERNELS}
     return [
         Estimate(f"{kernel} ({size})", cost.tensor_bytes + cost.table_bytes, cost.minimum_bytes, cost.flops)
         for kernel, cost in costs.items()

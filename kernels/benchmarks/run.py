@@ -1,70 +1,39 @@
 """Time the ops against their torch peers.
 
-    python kernels/benchmarks/run.py [--op NAME] [--quick] [--repeats N] [--csv FILE] [--plot FOLDER]
+    python kernels/benchmarks/run.py [--op NAME] [--quick | --full] [--repeats N] [--csv FILE] [--plot FOLDER]
+    python kernels/benchmarks/run.py --tables docs/data/benchmarks_cpu.csv docs/data/bench_packing.csv [--page FILE]
 
 On a GPU: wall time (p20, p50, p80) and peak memory of forward, backward and both. On a CPU: CPU time of one thread for
 the CPU paths, and for each case the kernels' closed-form GPU traffic with its roofline bound: a bound, not a
-measurement. Every provider is verified against ours before it is timed. Rows are appended to one CSV.
+measurement. Every provider is verified against ours before it is timed. Rows are appended to one CSV. `--tables` times
+nothing: it prints CSVs as the Markdown tables of docs/kernels.md, or writes them into the page.
 """
 
 import argparse
-import csv
-import datetime
 import importlib
-import json
-import platform
 from pathlib import Path
 
 import torch
-import triton
 
 from m5ds.cli import run_tool
 from m5ds.kernels.benchmarks.case import GPUS, Case, verify
-from m5ds.kernels.benchmarks.timing import MODES, measure
+from m5ds.kernels.benchmarks.results import Row, append_rows
+from m5ds.kernels.benchmarks.timing import MODES, keep_freed_memory, measure
 
 HERE = Path(__file__).parent
-COLUMNS = (
-    "op",
-    "provider",
-    "mode",
-    "parameters",
-    "p20_ms",
-    "p50_ms",
-    "p80_ms",
-    "peak_mib",
-    "device",
-    "versions",
-    "time",
-)
-_NOT_OPS = {"__init__", "case", "plot", "run", "timing"}
+DEFAULT_CSV = Path("runs/benchmarks.csv")
+_NOT_OPS = {"__init__", "case", "plot", "results", "run", "tables", "timing"}
 
 
 def ops() -> list[str]:
-    """Every op with a benchmark: a module of this folder with `cases(device, quick)`."""
+    """Every benchmark: a module of this folder with `cases(device, grid)`, or `measurements` where that is memory."""
     return sorted(path.stem for path in HERE.glob("*.py") if path.stem not in _NOT_OPS)
 
 
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return model[0].split(":", 1)[1].strip() if model else platform.processor()
-
-
-def append_rows(path: Path, rows: list[dict[str, str | float]]) -> None:
-    new = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
-def run_case(case: Case, device: torch.device, repeats: int) -> list[dict[str, str | float]]:
+def run_case(case: Case, device: torch.device, repeats: int) -> list[Row]:
     """Verify, time and print one case; its CSV rows."""
     verify(case)
-    rows: list[dict[str, str | float]] = []
+    rows = []
     print(f"\n{case.op} " + " ".join(f"{name}={value}" for name, value in case.parameters.items()))
     for mode in MODES:
         ours = 0.0
@@ -75,21 +44,7 @@ def run_case(case: Case, device: torch.device, repeats: int) -> list[dict[str, s
                 f"  {mode:<8} {provider.name:<20} {p50:9.3f} ms [{p20:.3f}, {p80:.3f}]  {p50 / ours:5.2f} x ours",
                 flush=True,
             )
-            rows.append(
-                {
-                    "op": case.op,
-                    "provider": provider.name,
-                    "mode": mode,
-                    "parameters": json.dumps(case.parameters),
-                    "p20_ms": round(p20, 4),
-                    "p50_ms": round(p50, 4),
-                    "p80_ms": round(p80, 4),
-                    "peak_mib": round(peak, 1),
-                    "device": device_name(device),
-                    "versions": f"torch {torch.__version__}, triton {triton.__version__}",
-                    "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                }
-            )
+            rows.append(Row(case.op, provider.name, mode, case.parameters, p20, p50, p80, peak))
     return rows
 
 
@@ -103,23 +58,47 @@ def print_estimates(case: Case) -> None:
         )
 
 
+def run_op(op: str, device: torch.device, grid: str, repeats: int, path: Path) -> None:
+    """All cases of one op; rows are on disk after each."""
+    module = importlib.import_module(f"m5ds.kernels.benchmarks.{op}")
+    if hasattr(module, "measurements"):
+        for row in module.measurements(device, grid):
+            print(f"{row.provider:<28} {row.parameters} {row.peak_mib:10.2f} MiB {row.p50_ms:10.1f} ms", flush=True)
+            append_rows(path, [row], device)
+        return
+    for case in module.cases(device, grid):
+        append_rows(path, run_case(case, device, repeats), device)
+        print_estimates(case)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--op", choices=ops(), help="one op only; default: all")
-    parser.add_argument("--quick", action="store_true", help="one small case an op")
-    parser.add_argument("--repeats", type=int, default=20, help="timed repetitions (default: %(default)s)")
-    parser.add_argument(
-        "--csv", type=Path, default=HERE / "results.csv", help="file to append to (default: %(default)s)"
-    )
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="one small case an op")
+    size.add_argument("--full", action="store_true", help="the whole grid on a CPU too, about an hour")
+    parser.add_argument("--repeats", type=int, default=20, help="timed repetitions at most (default: %(default)s)")
+    parser.add_argument("--csv", type=Path, default=DEFAULT_CSV, help="file to append to (default: %(default)s)")
     parser.add_argument("--plot", type=Path, help="folder to draw the CSV's plots in")
+    parser.add_argument("--tables", type=Path, nargs="+", metavar="CSV", help="print as Markdown, time nothing")
+    parser.add_argument("--page", type=Path, help="with --tables: replace the page's tables instead of printing them")
     options = parser.parse_args()
+    if options.tables:
+        from m5ds.kernels.benchmarks.tables import fill_page, tables_of
+
+        tables = tables_of(options.tables)
+        if options.page:
+            fill_page(options.page, tables)
+        else:
+            print("\n\n".join(f"<!-- {name} -->\n{table}" for name, table in tables.items()))
+        return 0
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         torch.set_num_threads(1)
+        keep_freed_memory()
+    grid = "quick" if options.quick else "full" if options.full or device.type == "cuda" else "default"
     for op in [options.op] if options.op else ops():
-        for case in importlib.import_module(f"m5ds.kernels.benchmarks.{op}").cases(device, options.quick):
-            append_rows(options.csv, run_case(case, device, options.repeats))
-            print_estimates(case)
+        run_op(op, device, grid, options.repeats, options.csv)
     if options.plot:
         from m5ds.kernels.benchmarks.plot import draw
 

@@ -6,10 +6,13 @@ import dataclasses
 import pytest
 import torch
 
-from m5ds.kernels.benchmarks import run
+from m5ds.kernels.benchmarks import contrastive_memory, run
 from m5ds.kernels.benchmarks.case import Case, Estimate, Provider, percentiles, verify
+from m5ds.kernels.benchmarks.contrastive_memory import Allocated, counted_bytes
 from m5ds.kernels.benchmarks.cross_modal_attention import cases
 from m5ds.kernels.benchmarks.plot import draw
+from m5ds.kernels.benchmarks.results import Row, append_rows
+from m5ds.kernels.benchmarks.tables import fill_page, tables_of
 from m5ds.kernels.benchmarks.timing import MODES
 
 CPU = torch.device("cpu")
@@ -27,7 +30,7 @@ def test_a_provider_that_disagrees_is_named():
 
 
 def test_the_quick_attention_case_verifies_and_states_its_traffic():
-    (case,) = cases(CPU, quick=True)
+    (case,) = cases(CPU, "quick")
     assert len(case.providers) == 3
     verify(case)
     assert [estimate.launch.split()[0] for estimate in case.estimates] == ["fwd", "bwd_dq", "bwd_dkdv"]
@@ -47,17 +50,77 @@ def test_rows_are_appended_under_one_header_and_drawn(tmp_path, capsys):
     case = Case("op", {"n": 4}, [provider("ours", 2.0), provider("peer", 2.0)], 1e-3, [Estimate("fwd", 10, 5, 7)])
     path = tmp_path / "results.csv"
     for _ in range(2):
-        run.append_rows(path, run.run_case(case, CPU, repeats=3))
+        append_rows(path, run.run_case(case, CPU, repeats=3), CPU)
     run.print_estimates(case)
     assert "GPU closed form fwd" in capsys.readouterr().out
     with path.open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 2 * len(MODES)
     assert {row["provider"] for row in rows} == {"ours", "peer"}
-    assert all(row["device"] and "torch" in row["versions"] for row in rows)
+    assert all(row["device"] and row["threads"] and "torch" in row["versions"] for row in rows)
     assert [picture.suffix for picture in draw(path, tmp_path / "plots")] == [".png"]
 
 
 def test_every_module_of_the_folder_is_an_op_or_known():
-    assert "cross_modal_attention" in run.ops()
-    assert not {"case", "run", "timing", "plot"} & set(run.ops())
+    assert run.ops() == ["contrastive_memory", "cross_modal_attention", "embed_modalities", "presence_contrastive"]
+
+
+def test_memory_of_the_triton_path_is_linear_and_of_the_dense_one_is_not(monkeypatch):
+    """Bytes that ops allocate, launches left out; the real ones run in processes of their own."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert counted_bytes(2048) == pytest.approx(8 * counted_bytes(256), rel=0.02)
+    dense = {}
+    for num_products in (256, 2048):
+        with Allocated() as mode:
+            contrastive_memory._run("reference", *contrastive_memory._problem(num_products, CPU))
+        dense[num_products] = mode.bytes
+    assert dense[2048] > 50 * dense[256]
+
+
+def test_a_run_becomes_the_tables_of_a_page(tmp_path):
+    """From CSV rows to Markdown between the page's marks, in place and again; the latest of equal rows counts."""
+    parameters = {"lengths": "paper", "presence": 0.5, "products": 8}
+    rows = [
+        Row("cross_modal_attention", name, "both", parameters | {"visibility": visibility}, 0.0, time, 0.0, 0.0)
+        for visibility, times in {"identity": (9.0, 20.0, 40.0), "all": (22.0, 20.0, 40.0)}.items()
+        for name, time in zip(("packed (torch path)", "padded SDPA", "padded unfused"), times, strict=True)
+    ]
+    path, page = tmp_path / "cpu.csv", tmp_path / "page.md"
+    append_rows(path, [dataclasses.replace(rows[0], p50_ms=1.0), *rows], CPU)
+    packing = tmp_path / "packing.csv"
+    values = ("paper", "50%", 1, 2, "0.5", "1.0", "2.00", "2.00", "1.00", 64, 2, 1, 1, "2.13", "some cpu", "2026-11-22")
+    names = [
+        "lengths",
+        "presence",
+        "packed_rows",
+        "padded_rows",
+        "packed_s",
+        "padded_s",
+        "speed_up",
+        "token_ratio",
+        "share",
+    ]
+    names += ["width", "products", "repeats", "threads", "torch", "cpu", "date"]
+    packing.write_text(",".join(names) + "\n" + ",".join(map(str, values)) + "\n")
+    found = tables_of([path, packing])
+    assert "| paper, 8 products | 50% | 9.0 | 22.0 |  | 20.0 | 40.0 | 1.10 |" in found["attention-cpu"]
+    assert "| paper | 50% | 0.5 | 1.0 | 2.00 | 2.00 | 1.00 |" in found["packing"]
+    marks = "<!-- table {} -->\nold\n<!-- end of table -->\n"
+    page.write_text("head\n" + "".join(marks.format(name) for name in found) + "foot\n")
+    fill_page(page, found)
+    once = page.read_text()
+    fill_page(page, found)
+    assert "old" not in once
+    assert page.read_text() == once
+    assert once.startswith("head\n")
+    assert once.endswith("foot\n")
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="no '<!-- table"):
+        fill_page(page, found)
+
+
+def test_a_file_that_is_no_benchmark_is_refused(tmp_path):
+    path = tmp_path / "other.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="it lacks device"):
+        tables_of([path])

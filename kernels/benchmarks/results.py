@@ -1,0 +1,91 @@
+"""The one CSV that benchmarks append to: its columns, what identifies the machine, and how rows are read back."""
+
+import csv
+import datetime
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+COLUMNS = (
+    "op",
+    "provider",
+    "mode",
+    "parameters",
+    "p20_ms",
+    "p50_ms",
+    "p80_ms",
+    "peak_mib",
+    "device",
+    "threads",
+    "versions",
+    "time",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row, numbers rounded as they are written."""
+
+    op: str
+    provider: str
+    mode: str
+    """`forward`, `backward`, `both`."""
+    parameters: dict[str, Any]
+    p20_ms: float
+    p50_ms: float
+    p80_ms: float
+    peak_mib: float
+    """Memory beside the inputs; 0 where it was not measured."""
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return model[0].split(":", 1)[1].strip() if model else platform.processor()
+
+
+def append_rows(path: Path, rows: list[Row], device: torch.device) -> None:
+    """Append with device, threads, versions and UTC time; writes the header of a new file."""
+    new = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stamp = {
+        "device": device_name(device),
+        "threads": torch.get_num_threads() if device.type == "cpu" else "",
+        "versions": f"torch {torch.__version__}, triton {triton.__version__}",
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if new:
+            writer.writeheader()
+        for row in rows:
+            fields = vars(row) | {"parameters": json.dumps(row.parameters)}
+            writer.writerow({k: round(v, 4) if isinstance(v, float) else v for k, v in fields.items()} | stamp)
+
+
+def read_rows(path: Path) -> tuple[list[Row], str]:
+    """All rows in order, and the last one's device, threads, versions and day. `ValueError` for another kind of CSV."""
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        found = list(reader)
+    if missing := set(COLUMNS) - set(reader.fieldnames or ()):
+        raise ValueError(f"{path}: not a CSV of kernels/benchmarks/run.py, it lacks {', '.join(sorted(missing))}")
+    if not found:
+        raise ValueError(f"{path}: no rows")
+    rows = [
+        Row(
+            *(row[name] for name in ("op", "provider", "mode")),
+            json.loads(row["parameters"]),
+            *(float(row[name]) for name in ("p20_ms", "p50_ms", "p80_ms", "peak_mib")),
+        )
+        for row in found
+    ]
+    last = found[-1]
+    threads = f"{last['threads']} thread, " if last["threads"] else ""
+    return rows, f"{last['device']}, {threads}{last['versions']}, {last['time'][:10]}"
