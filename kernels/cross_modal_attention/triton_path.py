@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from m5ds.kernels.cross_modal_attention.configurations import variant
 from m5ds.kernels.cross_modal_attention.dropout import Dropout
 from m5ds.kernels.cross_modal_attention.spec import AttentionSpec
 from m5ds.kernels.cross_modal_attention.tables import Side, Tables, tables_for
@@ -18,8 +19,9 @@ from m5ds.kernels.layout import PackedLayout
 from m5ds.kernels.philox import threshold
 from m5ds.kernels.tiles import architecture, attention_tile, padded_head_dim
 
-LAUNCHED: set[tuple] = set()
-"""(kernel, architecture, head dim, dtype, tile size, dropout) of every launch of this process, for tests."""
+LAUNCHED: set[tuple[str, str]] = set()
+"""(kernel, variant) of every launch of this process, for tests."""
+_DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
 def cross_modal_attention_triton(
@@ -178,9 +180,8 @@ def _launch(kernel: str, function, tensors, qkv, lists, options, scales) -> None
     if num_tiles == 0 or num_heads == 0:
         return
     dtype, device = qkv[0].dtype, qkv[0].device
-    arch = architecture(device)
-    tile = attention_tile(kernel, arch, head_dim, dtype.itemsize, size)
-    LAUNCHED.add((kernel, arch, head_dim, dtype, size, dropout > 0.0))
+    tile = attention_tile(kernel, architecture(device), head_dim, dtype.itemsize, size)
+    LAUNCHED.add((kernel, variant(_DTYPE_NAMES[dtype], head_dim, size, dropout > 0.0)))
     # the interpreter's bf16 arithmetic is garbage (FINDINGS.md), so it computes in fp32
     upcast = interpreting() and dtype == torch.bfloat16
     function[(num_tiles * num_heads,)](

@@ -1,9 +1,11 @@
 """The reference defines the op: gradcheck, an independent dense implementation, and its edge cases."""
 
+import pytest
 import torch
 from attention_cases import VISIBILITY, M, assert_close, make_layout, make_qkv, random_matrix, run_with_gradients
 
 from m5ds.kernels.cross_modal_attention import cross_modal_attention
+from m5ds.model.fusion import visibility_matrix
 
 LENGTHS = [[2, 3, 0, 1, 2], [0, 0, 0, 0, 0], [0, 1, 0, 0, 0], [3, 0, 2, 2, 0]]
 FEW = [[2, 2, 0, 1, 0], [0, 0, 0, 0, 0], [0, 1, 0, 0, 0]]
@@ -87,6 +89,11 @@ def test_dropout_depends_on_seed_layer_draw_product_and_head_only():
     assert torch.equal(attend(pair, *packed)[second], base)
     pair.draw_B[1] += 1
     assert not torch.equal(attend(pair, *packed)[second], base)
+
+
+@pytest.mark.parametrize(("preset", "name"), [("identity", "identity"), ("all", "all"), ("off_diagonal", "others")])
+def test_every_preset_of_the_model_is_among_the_matrices_of_these_tests(preset, name):
+    assert visibility_matrix(preset, ("image", "text", "table", "video", "audio")) == VISIBILITY[name]
 
 
 def test_a_sixth_modality_needs_no_change():

@@ -12,6 +12,7 @@ from attention_cases import (
     random_matrix,
     run_with_gradients,
 )
+from torch.utils.checkpoint import checkpoint
 
 from m5ds.kernels.cross_modal_attention import cross_modal_attention, plan
 from m5ds.kernels.cross_modal_attention.plan import plan_for
@@ -156,6 +157,31 @@ def test_strided_views_of_one_projection_are_accepted():
         out = cross_modal_attention(*qkv.unbind(1), layout, VISIBILITY["all"], path=path)
         results.append({"out": out.detach(), "dqkv": torch.autograd.grad(out.square().sum(), qkv)[0]})
     assert_close(*results, 1e-5)
+
+
+def test_activation_checkpointing_gives_the_same_bits():
+    layout = make_layout([[3, 4, 0, 2, 0], [1, 0, 5, 0, 0]])
+    inputs = make_qkv(layout.num_rows, 2, 8, torch.float32)
+
+    def op(q, k, v):
+        return cross_modal_attention(q, k, v, layout, VISIBILITY["others"], dropout=0.2, seed=1, path="torch")
+
+    plain = run_with_gradients(op, inputs)
+    again = run_with_gradients(lambda q, k, v: checkpoint(op, q, k, v, use_reentrant=False), inputs)
+    assert all(torch.equal(plain[name], again[name]) for name in plain)
+
+
+@pytest.mark.slow
+def test_a_compiled_caller_gets_the_same_gradients():
+    """The torch path breaks the graph (its plan is host code); what is around it is still compiled."""
+    layout = make_layout([[3, 4, 0, 2, 0]])
+    inputs = make_qkv(layout.num_rows, 2, 8, torch.float32)
+
+    def op(q, k, v):
+        return cross_modal_attention(q * 2, k, v, layout, VISIBILITY["all"], path="torch") + 1
+
+    compiled = torch.compile(op, backend="aot_eager")
+    assert_close(run_with_gradients(compiled, inputs), run_with_gradients(op, inputs), 1e-7)
 
 
 def test_dispatch_takes_the_torch_path_on_a_cpu_and_obeys_force_path():

@@ -1,5 +1,7 @@
 """Interpreter tests run in a process of their own: TRITON_INTERPRET=1 must be set before kernels are imported."""
 
+import importlib
+
 import pytest
 import torch
 
@@ -24,3 +26,21 @@ def poisoned_memory():
     yield
     torch.use_deterministic_algorithms(before[0])
     torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def every_launch_is_compiled_ahead_of_time():
+    """Whatever any test of this folder launched is among the configurations that kernels/aot.py compiles."""
+    yield
+    if not interpreting():
+        return
+    from m5ds.kernels.aot import ops, shipped
+    from m5ds.kernels.tiles import ARCHITECTURES
+
+    for op in ops():
+        launched = importlib.import_module(f"m5ds.kernels.{op}.triton_path").LAUNCHED
+        for arch in ARCHITECTURES:
+            # hidden_dropout has one kernel and records variants only
+            known = {name for c in shipped(op, arch) for name in ((c.kernel, c.variant), c.variant)}
+            missing = launched - known
+            assert not missing, f"{op} launched on {arch} what kernels/aot.py does not compile: {missing}"

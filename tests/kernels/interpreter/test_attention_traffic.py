@@ -37,12 +37,14 @@ def test_every_output_element_is_written_exactly_once(name):
     assert traffic.of(KERNELS["bwd_dkdv"]).written_once("p_dk", "p_dv")
 
 
+@pytest.mark.parametrize("size", ["short", "long"])
 @pytest.mark.parametrize("visibility", [VISIBILITY["identity"], VISIBILITY["others"], random_matrix(1)])
-def test_counted_traffic_equals_the_closed_form(visibility):
+def test_counted_traffic_equals_the_closed_form(visibility, size, monkeypatch):
+    monkeypatch.setattr(tables, "_choose_size", lambda *_, **__: size)
     layout, spec = make_layout(LENGTHS), AttentionSpec.build(M, visibility, None, None)
     traffic = counted(layout, visibility)
     for kernel, function in KERNELS.items():
-        cost = attention_cost(kernel, layout, spec, heads=1, head_dim=32, itemsize=2, arch="sm_80", size="short")
+        cost = attention_cost(kernel, layout, spec, heads=1, head_dim=32, itemsize=2, arch="sm_80", size=size)
         launch = traffic.of(function)
         table_bytes = sum(launch.loaded[name] for name in ("p_tiles", "p_own", "p_other", "p_code"))
         assert launch.total_loaded - table_bytes + launch.total_stored == cost.tensor_bytes

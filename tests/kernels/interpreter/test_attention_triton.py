@@ -18,13 +18,12 @@ from attention_cases import (
 )
 from torch.utils.checkpoint import checkpoint
 
-from m5ds.kernels.aot import shipped
 from m5ds.kernels.cross_modal_attention import cross_modal_attention, tables
-from m5ds.kernels.cross_modal_attention.configurations import variant
 from m5ds.kernels.cross_modal_attention.spec import AttentionSpec
 from m5ds.kernels.cross_modal_attention.tables import build_tables
 from m5ds.kernels.cross_modal_attention.triton_path import LAUNCHED, attention_backward, attention_forward
 from m5ds.kernels.dispatch import last_path
+from m5ds.kernels.tiles import ATTENTION_KERNELS
 
 MATRICES = VISIBILITY | {f"random_{seed}": random_matrix(seed) for seed in range(2)}
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -107,7 +106,7 @@ def test_both_tile_sizes_agree_with_the_reference(size, monkeypatch):
     monkeypatch.setattr(tables, "_choose_size", lambda *_, **__: size)
     layout = make_layout([[9, 70, 3, 0, 0], [0, 5, 0, 6, 2]])
     check(layout, random_matrix(0), dtype=torch.float16, **OPTIONS)
-    assert any(launch[0] == "bwd_dkdv" and launch[4] == size for launch in LAUNCHED)
+    assert ("bwd_dkdv", f"fp16 D=32 {size} dropout") in LAUNCHED
 
 
 def test_strided_views_of_one_projection_are_read_in_place():
@@ -201,9 +200,41 @@ def test_compiled_function_gives_the_same_gradients():
     assert_close(run_with_gradients(compiled, inputs), run_with_gradients(op, inputs), 1e-7)
 
 
-def test_every_launch_of_this_file_is_compiled_ahead_of_time():
+def test_every_launch_is_recorded():
+    """Each process of interpreter tests ends by looking its launches up in kernels/aot.py's list (conftest.py)."""
     check(make_layout([[3, 4, 0, 2, 0]]), VISIBILITY["all"])
-    assert LAUNCHED
-    for kernel, arch, head_dim, dtype, size, dropout in LAUNCHED:
-        names = {(c.kernel, c.variant) for c in shipped("cross_modal_attention", arch)}
-        assert (kernel, variant(NAMES[dtype], head_dim, size, dropout)) in names
+    assert {(kernel, "fp32 D=32 short") for kernel in ATTENTION_KERNELS} <= LAUNCHED
+
+
+def test_uninitialised_memory_is_poisoned_in_these_tests():
+    assert torch.empty(5).isnan().all()
+    assert torch.zeros(3).new_empty(5).isnan().all()
+
+
+def test_a_padded_dense_implementation_agrees():
+    """Every product padded to all slots, a boolean mask over absent rows: what a model without packing computes."""
+    lengths = torch.tensor([3, 7, 4, 2, 5])
+    present = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 0, 1, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
+    layout = make_layout((present * lengths).tolist())
+    base_M, num_slots = lengths.cumsum(0) - lengths, int(lengths.sum())
+    slot_T = layout.row_product_T * num_slots + base_M[layout.row_modality_T] + layout.row_position_T
+    exists_BL = torch.zeros(4 * num_slots, dtype=torch.bool).index_fill(0, slot_T, True).view(4, num_slots)
+    modality_L = torch.arange(M).repeat_interleave(lengths)
+    for name in ("others", "random_1"):
+        seen_BLL = torch.tensor(MATRICES[name])[modality_L][:, modality_L] & exists_BL[:, None]
+
+        def padded(q, k, v, seen_BLL=seen_BLL):
+            q_BHLD, k_BHLD, v_BHLD = (
+                x.new_zeros(4 * num_slots, 1, 32).index_copy(0, slot_T, x).view(4, num_slots, 1, 32).transpose(1, 2)
+                for x in (q, k, v)
+            )
+            mask = (seen_BLL | ~seen_BLL.any(-1, keepdim=True))[:, None]
+            out = torch.nn.functional.scaled_dot_product_attention(q_BHLD, k_BHLD, v_BHLD, attn_mask=mask)
+            out = out.masked_fill(~seen_BLL.any(-1)[:, None, :, None], 0.0)
+            return out.transpose(1, 2).reshape(-1, 1, 32).index_select(0, slot_T)
+
+        def packed(q, k, v, name=name):
+            return cross_modal_attention(q, k, v, layout, MATRICES[name], path="triton")
+
+        inputs = make_qkv(layout.num_rows, 1, 32, torch.float32)
+        assert_close(run_with_gradients(packed, inputs), run_with_gradients(padded, inputs), 1e-5)
