@@ -19,7 +19,7 @@ _POINTERS = {
     **dict.fromkeys(("p_order", "p_first", "p_last", "p_entry"), "*i64"),
     "p_masked": "*u8",
 }
-_SMALL = ("mask_kind", "text", "has_mask", "has_cls", "has_part", "has_extra", "write_base", "write_rows", "width")
+_SMALL = ("mask_kind", "text", "has_mask", "has_cls", "has_part", "has_extra", "write_base", "width")
 
 
 def configurations(arch: str) -> list[Configuration]:

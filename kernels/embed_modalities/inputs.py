@@ -10,6 +10,7 @@ from torch import Tensor
 
 from m5ds.kernels.embed_modalities.masking import MaskSpec
 from m5ds.kernels.layout import PackedLayout
+from m5ds.kernels.layout_validation import validate_layout
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,19 +72,18 @@ class EmbedInput:
 
 
 def check(inputs: list[EmbedInput], layout: PackedLayout) -> None:
-    """`ValueError` naming the argument that disagrees with the others. Host work only: no wait for the device."""
+    """`ValueError` naming the argument that disagrees with the others. Only tensors on the CPU are read."""
     if len(inputs) != layout.num_modalities:
         raise ValueError(f"inputs has {len(inputs)} modalities, layout has {layout.num_modalities}")
     if not inputs:
         raise ValueError("inputs must hold at least one modality")
+    validate_layout(layout)
     width, dtype = inputs[0].modality_D.shape[-1], inputs[0].modality_D.dtype
     if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise ValueError(f"inputs[0].modality_D must be floating point, got {dtype}")
     for number, item in enumerate(inputs):
         _check_one(item, f"inputs[{number}]", width, dtype, layout.device)
         lengths = [row[number] for row in layout.lengths]
-        if sum(lengths) != layout.slab[number + 1] - layout.slab[number]:
-            raise ValueError(f"layout.slab gives modality {number} other rows than layout.lengths ({sum(lengths)})")
         num_cls = sum(length > 0 for length in lengths) if item.cls_D is not None else 0
         if item.num_rows != sum(lengths) - num_cls:
             raise ValueError(
@@ -123,3 +123,10 @@ def _check_one(item: EmbedInput, name: str, width: int, dtype: torch.dtype, devi
             raise ValueError(f"{name}.{field} is {value.dtype}, inputs[0].modality_D is {dtype}")
         if value.device != device:
             raise ValueError(f"{name}.{field} is on {value.device}, layout on {device}")
+    for field, table in (("position_N", item.position_table_PD), ("token_N", item.token_table_VD)):
+        index_N = getattr(item, field)
+        if index_N is None or table is None or index_N.numel() == 0 or device.type != "cpu":
+            continue
+        lowest, highest = (int(value) for value in torch.aminmax(index_N))
+        if lowest < 0 or highest >= len(table):
+            raise ValueError(f"{name}.{field} holds {lowest} to {highest}, its table has {len(table)} entries")

@@ -163,7 +163,7 @@ def embed_fwd_kernel(
     b_modality = _vector(p_modality, column, width, 1)
     b_part_0 = _vector(p_part_table, column, width, has_part)
     b_part_1 = _vector(p_part_table + width, column, width, has_part)
-    b_mask = column.to(tl.float32) * 0.0
+    b_mask = tl.zeros((COLUMNS,), dtype=tl.float32)
     if not TOKENS:
         b_mask = _vector(p_mask, column, width, mask_kind)
     b_cls = _vector(p_cls, column, width, has_cls)
@@ -243,7 +243,6 @@ def embed_fwd_kernel(
         "has_part",
         "has_extra",
         "write_base",
-        "write_rows",
     ]
 )
 def embed_bwd_rows_kernel(
@@ -276,7 +275,6 @@ def embed_bwd_rows_kernel(
     has_part: tl.int32,
     has_extra: tl.int32,
     write_base: tl.int32,
-    write_rows: tl.int32,
     width: tl.int32,
     ROWS: tl.constexpr,
     PROGRAM_ROWS: tl.constexpr,
@@ -292,7 +290,7 @@ def embed_bwd_rows_kernel(
     b_modality = _vector(p_modality, column, width, 1)
     b_part_0 = _vector(p_part_table, column, width, has_part)
     b_part_1 = _vector(p_part_table + width, column, width, has_part)
-    b_mask = column.to(tl.float32) * 0.0
+    b_mask = tl.zeros((COLUMNS,), dtype=tl.float32)
     if not TOKENS:
         b_mask = _vector(p_mask, column, width, has_mask)
     b_cls = _vector(p_cls, column, width, has_cls)
@@ -352,7 +350,7 @@ def embed_bwd_rows_kernel(
         b_sum_part_1 += tl.sum(tl.where((is_content & (part != 0))[:, None], b_grad, 0.0), 0)
         mask = is_content[:, None] & (column < width)[None, :]
         place = content[:, None] * width + column[None, :]
-        tl.store(p_grad_rows + place, b_grad.to(p_grad_rows.dtype.element_ty), mask=mask & (write_rows != 0))
+        tl.store(p_grad_rows + place, b_grad.to(p_grad_rows.dtype.element_ty), mask=mask)
         if not TOKENS:
             b_grad = tl.where(masked[:, None], 0.0, b_grad)
             tl.store(p_grad_base + place, b_grad.to(p_grad_base.dtype.element_ty), mask=mask & (write_base != 0))

@@ -299,7 +299,6 @@ def embed_backward(
             slab.has_part,
             slab.has_extra,
             int(not slab.tokens and not one_buffer),
-            1,
             slab.width,
             ROWS=entry.rows,
             PROGRAM_ROWS=BACKWARD_ROWS,

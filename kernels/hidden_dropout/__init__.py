@@ -9,6 +9,7 @@ from torch import Tensor
 from m5ds.kernels.dispatch import choose_path
 from m5ds.kernels.hidden_dropout.reference import hidden_dropout_reference, keep_mask
 from m5ds.kernels.layout import PackedLayout
+from m5ds.kernels.layout_validation import validate_layout
 
 __all__ = ["hidden_dropout", "keep_mask"]
 
@@ -37,6 +38,11 @@ def hidden_dropout(
         raise ValueError(
             f"x_ND {list(x_ND.shape)} from row {first_row} does not lie in a layout of {layout.num_rows} rows"
         )
+    if not x_ND.is_floating_point():
+        raise ValueError(f"x_ND must be floating point, got {x_ND.dtype}")
+    if x_ND.device != layout.device:
+        raise ValueError(f"x_ND is on {x_ND.device}, layout on {layout.device}: use layout.to(device)")
+    validate_layout(layout)
     if probability == 0.0:
         return x_ND
     if choose_path("hidden_dropout", x_ND.device, path) == "triton":

@@ -42,7 +42,7 @@ def hidden_dropout_kernel(
     b_product = tl.load(p_product + b_owner, mask=m_row, other=0)
     b_draw = tl.load(p_draw + b_owner, mask=m_row, other=0)
     # [ROWS, CALLS]
-    b_zero = (b_position[:, None] * 0 + o_call[None, :] * 0).to(tl.uint32)
+    b_zero = tl.zeros((ROWS, CALLS), tl.uint32)
     b_element = (b_position[:, None] * num_calls + o_call[None, :]).to(tl.uint32)
     b_purpose = b_zero + (b_modality * 65536 + _STREAM * 16777216 + index).to(tl.uint32)[:, None]
     b_w0, b_w1, b_w2, b_w3 = philox_impl(

@@ -56,6 +56,11 @@ def masked_cross_entropy(
     for name, value in given.items():
         if value.device != hidden_KD.device:
             raise ValueError(f"{name} is on {value.device}, hidden_KD on {hidden_KD.device}")
+    # Reading an accelerator's tensor would wait for it.
+    if len(target_K) and target_K.device.type == "cpu":
+        lowest, highest = (int(value) for value in torch.aminmax(target_K))
+        if lowest < 0 or highest >= len(weight_VD):
+            raise ValueError(f"target_K holds {lowest} to {highest}, the vocabulary has {len(weight_VD)} entries")
     arguments = (hidden_KD, weight_VD, bias_V, target_K, logit_weight_K, loss_weight_K)
     if choose_path("masked_cross_entropy", hidden_KD.device, path, available=("reference", "torch")) == "reference":
         return masked_cross_entropy_reference(*arguments)

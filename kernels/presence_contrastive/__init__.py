@@ -38,10 +38,9 @@ def presence_contrastive(
     gradients. Features and keys share a dtype. `ValueError` names a bad argument.
     """
     pairs = tuple((int(i), int(j)) for i, j in pairs)
-    _check(features_BMD, keys_CMD, present_BM, keys_present_CM, positive_B, pairs, logit_scale)
-    for name, weights in (("weights_BP", weights_BP), ("loss_weights_BP", loss_weights_BP)):
-        if weights is not None and weights.shape != (features_BMD.shape[0], len(pairs)):
-            raise ValueError(f"{name} must be [{features_BMD.shape[0]}, {len(pairs)}], got {list(weights.shape)}")
+    factors = {"logit_scale": logit_scale, "weights_BP": weights_BP, "loss_weights_BP": loss_weights_BP}
+    _check(features_BMD, keys_CMD, present_BM, keys_present_CM, positive_B, pairs)
+    _check_factors(factors, features_BMD, len(pairs))
     chosen = choose_path("presence_contrastive", features_BMD.device, path)
     arguments = (features_BMD, keys_CMD, present_BM, keys_present_CM, positive_B, pairs)
     if chosen == "reference":
@@ -74,7 +73,6 @@ def _check(
     keys_present_CM: Tensor,
     positive_B: Tensor,
     pairs: tuple[tuple[int, int], ...],
-    logit_scale: Tensor,
 ) -> None:
     if features_BMD.dim() != 3 or not features_BMD.is_floating_point():
         raise ValueError(
@@ -91,13 +89,31 @@ def _check(
             raise ValueError(f"{name} must be bool [{rows}, {num_modalities}], got {mask.dtype} {list(mask.shape)}")
     if positive_B.dtype != torch.int64 or positive_B.shape != (num_products,):
         raise ValueError(f"positive_B must be int64 [{num_products}], got {positive_B.dtype} {list(positive_B.shape)}")
-    if logit_scale.numel() != 1:
-        raise ValueError(f"logit_scale must be a scalar tensor, got shape {list(logit_scale.shape)}")
     if not pairs:
         raise ValueError("pairs must name at least one pair of modalities")
     for pair in pairs:
         if pair[0] == pair[1] or not all(0 <= m < num_modalities for m in pair):
             raise ValueError(f"pairs holds {pair}; a pair is two different numbers below {num_modalities}")
     for name, value in (("keys_CMD", keys_CMD), *((name, mask) for name, mask, _ in masks), ("positive_B", positive_B)):
+        if value.device != features_BMD.device:
+            raise ValueError(f"{name} is on {value.device}, features_BMD on {features_BMD.device}")
+    # Reading an accelerator's tensor would wait for it.
+    if num_products and positive_B.device.type == "cpu":
+        lowest, highest = (int(value) for value in torch.aminmax(positive_B))
+        if lowest < 0 or highest >= keys_CMD.shape[0]:
+            raise ValueError(f"positive_B holds {lowest} to {highest}, keys_CMD has {keys_CMD.shape[0]} products")
+
+
+def _check_factors(factors: dict[str, Tensor | None], features_BMD: Tensor, num_pairs: int) -> None:
+    for name, value in factors.items():
+        if value is None:
+            continue
+        shape = (features_BMD.shape[0], num_pairs)
+        if name == "logit_scale" and value.numel() != 1:
+            raise ValueError(f"logit_scale must be a scalar tensor, got shape {list(value.shape)}")
+        if name != "logit_scale" and value.shape != shape:
+            raise ValueError(f"{name} must be {list(shape)}, got {list(value.shape)}")
+        if not value.is_floating_point():
+            raise ValueError(f"{name} must be floating point, got {value.dtype}")
         if value.device != features_BMD.device:
             raise ValueError(f"{name} is on {value.device}, features_BMD on {features_BMD.device}")

@@ -162,8 +162,27 @@ def _broken() -> dict[str, tuple[int, dict[str, object], str]]:
         "other dtype": (1, {"cls_D": text.modality_D.detach().double()}, "cls_D"),
         "other index dtype": (1, {"unit_N": text.unit_N.int()}, "unit_N must be int64"),
         "forgotten [CLS]": (1, {"cls_D": text.modality_D}, "position_N has"),
+        "position past its table": (0, {"position_N": image.position_N + 9}, "its table has 9 entries"),
+        "token below its table": (1, {"token_N": text.token_N - 30}, "token_N holds"),
         "other device": (1, {"norm_bias_D": text.norm_bias_D.detach().to("meta")}, "norm_bias_D is on meta"),
     }
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "message"),
+    [
+        ("seg_start_BM", lambda v: v.clone().fill_(0), "segments overlap"),
+        ("seg_start_BM", lambda v: v + 1000, "run past the buffer"),
+        ("lengths", lambda v: (v[0], tuple(n + 1 for n in v[1])), "its slab has"),
+    ],
+)
+def test_a_layout_whose_segments_overlap_or_leave_the_buffer_is_refused(
+    field: str, change: object, message: str
+) -> None:
+    inputs, layout = case(all_patterns()[[31, 31]], dtype=torch.float32)
+    layout = dataclasses.replace(layout, **{field: change(getattr(layout, field))})
+    with pytest.raises(ValueError, match=f"layout.*{message}"):
+        embed_modalities(inputs, layout, seed=0, eps=1e-5)
 
 
 @pytest.mark.parametrize("name", _broken())

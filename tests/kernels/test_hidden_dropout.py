@@ -1,5 +1,7 @@
 """hidden_dropout's definition: rates, keys, gradients, errors."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -50,6 +52,14 @@ def test_gradients_are_dropped_like_values():
     assert torch.equal(x_ND.grad != 0, keep_mask(layout, 0, 5, 7, 0.4, 1, 5))
 
 
+def test_gradcheck():
+    layout = layout_of([[3, 2], [0, 4]], [11, 12])
+    x_ND = torch.randn(9, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda x: hidden_dropout(x, layout, 0, probability=0.4, seed=1, index=5, path="reference"), x_ND
+    )
+
+
 def test_no_rows_and_no_dropout_cost_nothing():
     layout = layout_of([[0, 2]], [11])
     x_ND = torch.randn(2, 7)
@@ -63,9 +73,20 @@ def test_no_rows_and_no_dropout_cost_nothing():
         ({"probability": 1.0}, "dropout must lie in"),
         ({"index": 1 << 16}, "index must lie in"),
         ({"first_row": 1}, "does not lie in a layout of 2 rows"),
+        ({"x_ND": torch.ones(2, 7, dtype=torch.int64)}, "x_ND must be floating"),
+        ({"x_ND": torch.ones(2, 7, device="meta")}, "x_ND is on meta, layout on cpu"),
+        ({"x_ND": torch.ones(7)}, "x_ND"),
+        ({"path": "fast"}, "path must be one of"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
-    settings = {"first_row": 0, "probability": 0.5, "seed": 1, "index": 5} | arguments
+    settings = {"x_ND": torch.randn(2, 7), "first_row": 0, "probability": 0.5, "seed": 1, "index": 5} | arguments
     with pytest.raises(ValueError, match=message):
-        hidden_dropout(torch.randn(2, 7), layout_of([[0, 2]], [11]), **settings)
+        hidden_dropout(layout=layout_of([[0, 2]], [11]), **settings)
+
+
+def test_a_layout_whose_segments_overlap_is_refused():
+    layout = layout_of([[1, 2], [3, 1]], [11, 12])
+    layout = dataclasses.replace(layout, seg_start_BM=torch.zeros_like(layout.seg_start_BM))
+    with pytest.raises(ValueError, match="layout.*segments overlap"):
+        hidden_dropout(torch.randn(7, 3), layout, 0, probability=0.5, seed=1, index=5)

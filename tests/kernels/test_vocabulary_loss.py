@@ -16,7 +16,7 @@ def _case(rows: int, dtype: torch.dtype, width: int = 32, vocabulary: int = 301)
     return *(value.to(dtype).requires_grad_() for value in floats), target_K
 
 
-@pytest.mark.parametrize("rows", [1, 37, 64, 111])
+@pytest.mark.parametrize("rows", [1, 37, 63, 70, 111])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
     [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 1e-2)],
@@ -60,10 +60,11 @@ def test_weights_of_logits_and_losses_have_the_references_gradients() -> None:
         assert relative_rms(got, want) < 1e-12, name
 
 
-def test_gradcheck() -> None:
+@pytest.mark.parametrize("path", ["reference", "torch"])
+def test_gradcheck(path: str) -> None:
     *floats, target_K = _case(5, torch.float64, width=3, vocabulary=4)
     assert torch.autograd.gradcheck(
-        lambda h, w, b: masked_cross_entropy(h, w, b, target_K, chunk_rows=2), tuple(floats)
+        lambda h, w, b: masked_cross_entropy(h, w, b, target_K, chunk_rows=2, path=path), tuple(floats)
     )
 
 
@@ -89,6 +90,21 @@ def test_it_can_be_differentiated_twice_through_a_retained_graph() -> None:
     loss = masked_cross_entropy(*arguments)
     first, second = (torch.autograd.grad(loss, arguments[:3], retain_graph=True) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("wrapper", ["checkpoint", "compile"])
+def test_checkpointing_and_compilation_keep_the_gradients(wrapper: str) -> None:
+    *floats, target_K = _case(9, torch.float32)
+
+    def run(*values: torch.Tensor) -> torch.Tensor:
+        return masked_cross_entropy(*values, target_K, chunk_rows=4)
+
+    if wrapper == "checkpoint":
+        loss = torch.utils.checkpoint.checkpoint(run, *floats, use_reentrant=False)
+    else:
+        loss = torch.compile(run, backend="aot_eager")(*floats)
+    want = torch.autograd.grad(run(*floats), floats)
+    assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(loss, floats), want, strict=True))
 
 
 def test_logits_of_one_chunk_at_a_time_are_held() -> None:
@@ -122,6 +138,8 @@ def test_forcing_triton_runs_the_torch_path() -> None:
         (3, lambda v: v[:5], "target_K"),
         (3, lambda v: v.int(), "target_K"),
         (3, lambda v: v.to("meta"), "target_K"),
+        (3, lambda v: v - 100, "target_K holds"),
+        (3, lambda v: v + 301, "target_K holds"),
     ],
 )
 def test_a_bad_argument_is_named(number: int, change: object, name: str) -> None:

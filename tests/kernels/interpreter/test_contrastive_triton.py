@@ -8,7 +8,7 @@ from embed_cases import all_patterns, relative_rms
 from m5ds.kernels.dispatch import last_path
 from m5ds.kernels.presence_contrastive import presence_contrastive
 from m5ds.kernels.presence_contrastive.configurations import configurations
-from m5ds.kernels.presence_contrastive.triton_path import LAUNCHED, contrastive_forward
+from m5ds.kernels.presence_contrastive.triton_path import LAUNCHED, contrastive_backward, contrastive_forward
 
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
@@ -150,7 +150,27 @@ def test_operator_passes_opcheck() -> None:
     arguments = case(_patterns(1), slice(0, 9), num_pairs=1, dtype=torch.float32)
     names = ("features_BMD", "keys_CMD", "present_BM", "keys_present_CM", "positive_B")
     factor_P2B = torch.full((1, 2, 9), 3.0, requires_grad=True)
-    torch.library.opcheck(contrastive_forward, (*(arguments[name] for name in names), [0, 1], factor_P2B))
+    positional = (*(arguments[name] for name in names), [0, 1], factor_P2B)
+    torch.library.opcheck(contrastive_forward, positional)
+    saved = [value.detach() for value in contrastive_forward(*positional)]
+    torch.library.opcheck(
+        contrastive_backward,
+        (torch.ones_like(saved[0]), *positional, *saved[1:]),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
+def test_compilation_gives_the_same_gradients() -> None:
+    arguments = case(_patterns(1), slice(0, 9), num_pairs=4, dtype=torch.float32)
+
+    def run(features_BMD: torch.Tensor) -> torch.Tensor:
+        rest = {name: value for name, value in arguments.items() if name != "features_BMD"}
+        return presence_contrastive(features_BMD * 2, **rest, pairs=PAIRS_CHAIN, path="triton")
+
+    compiled = torch.compile(run, backend="aot_eager")
+    want = gradients(run(arguments["features_BMD"]), arguments)
+    for name, grad in gradients(compiled(arguments["features_BMD"]), arguments).items():
+        assert torch.equal(grad, want[name]), name
 
 
 def test_allocations_grow_linearly_with_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
