@@ -3,7 +3,8 @@
     python kernels/aot.py [--targets sm_80,sm_90,sm_100] [--op NAME] [--match TEXT] [--jobs N] [--markdown]
 
 One row per configuration: registers and spilled bytes a thread, shared memory and occupancy of a block, the class of
-matrix instruction. Exits 1 where a configuration spills, does not fit a multiprocessor, or does not compile.
+matrix instruction. Exits 1 where a configuration spills, does not fit a multiprocessor, or does not compile. Triton
+keeps what it compiled (TRITON_CACHE_DIR, default ~/.triton/cache), so an interrupted run goes on where it stopped.
 """
 
 import argparse
@@ -183,7 +184,10 @@ def main(arguments: list[str] | None = None) -> int:
         count += 1
         if report.fault:
             faults.append(f"{report.target} {report.op} {report.kernel} {report.variant}: {report.fault}")
-    print(f"{count} configurations, {len(faults)} faults", *faults, sep="\n", file=sys.stderr)
+    summary = f"{count} configurations, {len(faults)} faults"
+    if options.markdown:
+        print(f"\n{summary}; triton {triton.__version__}, {sum(os.times()[:4]):.0f} CPU seconds")
+    print(summary, *faults, sep="\n", file=sys.stderr)
     return 1 if faults or not count else 0
 
 

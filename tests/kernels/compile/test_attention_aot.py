@@ -49,6 +49,8 @@ def test_the_command_prints_a_row_a_configuration_and_exits_1_on_faults(capsys, 
     rows = capsys.readouterr().out.splitlines()
     assert rows[0].startswith("target")
     assert len(rows) == 3
+    assert aot.main([*arguments, "--markdown"]) == 0
+    assert "2 configurations, 0 faults; triton" in capsys.readouterr().out
     monkeypatch.setattr(
         aot, "compile_configuration", lambda c, t: aot.Report(t, c.op, c.kernel, c.variant, 4, 1, 255, 8)
     )
