@@ -16,7 +16,7 @@ from m5ds.downstream.labels import ClassChoice
 from m5ds.downstream.pretrained import BEST, Pretrained
 from m5ds.downstream.settings import DownstreamConfig
 from m5ds.model.masking import PRODUCTS
-from m5ds.train import checkpoint, distributed, ds_config, engine, run_directory, runtime, sources, tags
+from m5ds.train import checkpoint, distributed, ds_config, run_directory, sources, start, tags
 from m5ds.train.faults import BadMediaBudget
 from m5ds.train.monitor import Monitor
 from m5ds.train.step import TrainStep, take
@@ -84,47 +84,24 @@ def prepare(
         model=pretrained.model.spec,
         train=settings.train,
     )
-    with distributed.stop_together():
-        chosen = run_directory.choose(config.output_dir, config.name, resume)
-    directory: Path = distributed.broadcast_object(chosen)
-    found = None
-    if resume != "none":
-        found, skipped = checkpoint.find(directory if resume == "auto" else Path(resume))
-        if found is None and resume != "auto":
-            raise ValueError(f"--resume {resume}: no usable checkpoint: {'; '.join(skipped) or 'none there'}")
-    opened = sources.open_sources(config, shards, pretrained.tokenizer)
-    train = config.train
-    epochs = train.epochs or 0  # exactly one of total_steps and epochs is set
-    total_steps = train.total_steps or max(1, epochs * opened.training.num_products // train.global_batch_size)
-    world_size, on_cpu = distributed.world_size(), not torch.cuda.is_available()
-    resolved = ds_config.resolve(ds, config, world_size=world_size, total_steps=total_steps, cpu=on_cpu)
-    facts = {
-        "config": config.to_dict(),
-        "world_size": world_size,
-        "zero_stage": ds.stage,
-        "precision": ds.precision,
-        "shards": shards,
-        "manifest_hash": opened.manifest_hash,
-        "code_version": runtime.code_version(),
-        "finetune": {
-            "task": TASK,
-            "pretrained": pretrained.source,
-            "pretrained_fingerprint": pretrained.fingerprint,
-            "num_classes": len(classes.count_C),
-            "lora_rank": settings.classification.lora_rank,
-            "lora_alpha": settings.classification.lora_alpha,
-            "settings": downstream_settings.to_dict(settings),
-        },
+    directory, found = start.find_run(config, resume)
+    finetuning = {
+        "task": TASK,
+        "pretrained": pretrained.source,
+        "pretrained_fingerprint": pretrained.fingerprint,
+        "num_classes": len(classes.count_C),
+        "lora_rank": settings.classification.lora_rank,
+        "lora_alpha": settings.classification.lora_alpha,
+        "settings": downstream_settings.to_dict(settings),
     }
     if found is not None:
-        _check_same_finetuning(found, facts)
-        checkpoint.check_same_run(found, facts, world_size)
+        _check_same_finetuning(found, finetuning)
+    opened = sources.open_sources(config, shards, pretrained.tokenizer, evaluation.labelled)
+    planned = start.plan(config, ds, opened, found, finetune=finetuning)
     with distributed.stop_together():
         if distributed.rank() == 0:
-            run_directory.write_description(directory, config, resolved, facts)
-    deepspeed_engine = engine.initialize(model, config, resolved, total_steps)
-    if found is not None:
-        checkpoint.load(deepspeed_engine, found)
+            run_directory.write_description(directory, config, planned.resolved, planned.facts)
+    deepspeed_engine = start.start_engine(model, config, planned, found)
     counts = (found.state["num_decoded"], found.state["num_bad"]) if found else (0, 0)
     return FinetuneJob(
         settings=settings,
@@ -135,8 +112,8 @@ def prepare(
         model=model,
         engine=deepspeed_engine,
         precision=ds.precision,
-        total_steps=total_steps,
-        facts=facts,
+        total_steps=planned.total_steps,
+        facts=planned.facts,
         budget=BadMediaBudget(directory / "bad_media.jsonl", config.data.max_bad_fraction, counts),
         step=found.state["step"] if found else 0,
         best=found.state["best"] if found else -1.0,
@@ -145,8 +122,8 @@ def prepare(
     )
 
 
-def _check_same_finetuning(found: checkpoint.Found, facts: dict[str, Any]) -> None:
-    saved, now = found.state.get("finetune"), facts["finetune"]
+def _check_same_finetuning(found: checkpoint.Found, now: dict[str, Any]) -> None:
+    saved = found.state.get("finetune")
     where = f"{found.root / found.tag}"
     if saved is None:
         raise ValueError(f"{where}: a pretraining checkpoint; pass it as --checkpoint and start with --resume none")

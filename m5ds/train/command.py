@@ -130,62 +130,23 @@ def prepare(
     arguments: argparse.Namespace, config: RunConfig, ds: ds_config.DeepSpeedJson, given: frozenset[str]
 ) -> tuple[Any, dict[str, Any]]:
     """The job, at the step that it goes on from, and DeepSpeed's resolved configuration. Collective."""
-    import torch
-
-    from m5ds.train import checkpoint, distributed, engine, reshard, run_directory, sources
+    from m5ds.train import distributed, engine, run_directory, sources, start
     from m5ds.train.faults import BadMediaBudget
     from m5ds.train.loop import Job
 
-    with distributed.stop_together():
-        chosen = run_directory.choose(config.output_dir, config.name, arguments.resume)
-    directory: Path = distributed.broadcast_object(chosen)
-    found: checkpoint.Found | None = None
-    skipped: list[str] = []
-    if arguments.resume != "none":
-        found, skipped = checkpoint.find(Path(arguments.resume) if arguments.resume != "auto" else directory)
-        if found is None and (arguments.resume != "auto"):
-            raise ValueError(f"--resume {arguments.resume}: no usable checkpoint: {'; '.join(skipped) or 'none there'}")
-    for reason in skipped if distributed.rank() == 0 else []:
-        print(f"skipped checkpoint: {reason}", flush=True)
-
+    directory, found = start.find_run(config, arguments.resume)
     shards = sources.shard_directory(config)
     saved = found.root / found.tag / run_directory.TOKENIZER if found else None
     wanted = config.data.tokenizer.vocab_size if "data.tokenizer.vocab_size" in given else None
     tokenizer = sources.run_tokenizer(config, shards, saved, wanted)
     opened = sources.open_sources(config, shards, tokenizer)
-
-    train = config.train
-    total_steps = train.total_steps or (train.epochs or 0) * opened.training.num_products // train.global_batch_size
-    world_size, on_cpu = distributed.world_size(), not torch.cuda.is_available()
-    resolved = ds_config.resolve(ds, config, world_size=world_size, total_steps=total_steps, cpu=on_cpu)
-    facts = {
-        "config": config.to_dict(),
-        "world_size": world_size,
-        "zero_stage": ds.stage,
-        "precision": ds.precision,
-        "shards": shards,
-        "manifest_hash": opened.manifest_hash,
-        "code_version": runtime.code_version(),
-    }
-    if found is not None:
-        changed = checkpoint.check_same_run(found, facts, world_size)
-        if distributed.rank() == 0:
-            print(f"resuming {found.root / found.tag}" + "".join(f"\n  changed {line}" for line in changed), flush=True)
+    planned = start.plan(config, ds, opened, found)
     with distributed.stop_together():
         if distributed.rank() == 0:
-            run_directory.write_description(directory, config, resolved, facts)
+            run_directory.write_description(directory, config, planned.resolved, planned.facts)
             tokenizer.save(directory / run_directory.TOKENIZER)
-
-    universal = None
-    if found is not None and found.state["world_size"] != world_size:
-        universal = reshard.to_universal(found.root, found.tag)
-        resolved = {**resolved, "checkpoint": {**resolved.get("checkpoint", {}), "load_universal": True}}
-    model = engine.build_model(config, tokenizer, resolved, resumes=found is not None)
-    deepspeed_engine = engine.initialize(model, config, resolved, total_steps)
-    if found is not None:
-        checkpoint.load(deepspeed_engine, found, universal)
-    if found is not None and universal is not None:
-        reshard.remove(found.root, universal)
+    model = engine.build_model(config, tokenizer, planned.resolved, resumes=found is not None)
+    deepspeed_engine = start.start_engine(model, config, planned, found)
     counts = (found.state["num_decoded"], found.state["num_bad"]) if found else (0, 0)
     job = Job(
         config=config,
@@ -194,10 +155,10 @@ def prepare(
         model=model,
         engine=deepspeed_engine,
         precision=ds.precision,
-        total_steps=total_steps,
+        total_steps=planned.total_steps,
         step=found.state["step"] if found else 0,
-        facts=facts,
+        facts=planned.facts,
         budget=BadMediaBudget(directory / "bad_media.jsonl", config.data.max_bad_fraction, counts),
         last_tag=found.tag if found else None,
     )
-    return job, resolved
+    return job, planned.resolved

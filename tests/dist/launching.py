@@ -55,16 +55,35 @@ def run_ranks(script: Path, arguments: Sequence[str], world_size: int, timeout: 
 
 
 def launch(
-    arguments: Sequence[str], directory: Path, num_ranks: int = 1, threads: int | None = 1
+    arguments: Sequence[str],
+    directory: Path,
+    num_ranks: int = 1,
+    threads: int | None = 1,
+    entry: Path = ENTRY,
 ) -> subprocess.Popen[str]:
     """The user's command, in a process group of its own, output to `directory/output.txt`."""
     directory.mkdir(parents=True, exist_ok=True)
     command = [str(Path(sys.executable).parent / "deepspeed"), "--master_port", str(free_port())]
     if num_ranks > 1:
         command += ["--num_gpus", str(num_ranks)]
+    return _start([*command, str(entry), *arguments], directory, threads)
+
+
+def launch_by_accelerate(
+    arguments: Sequence[str], directory: Path, num_ranks: int, entry: Path
+) -> subprocess.Popen[str]:
+    """`accelerate launch` as docs/downstream.md shows it, else as `launch`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    command = [str(Path(sys.executable).parent / "accelerate"), "launch", "--multi_gpu", "--num_machines", "1"]
+    command += ["--num_processes", str(num_ranks), "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", str(free_port())]
+    return _start([*command, str(entry), *arguments], directory, threads=1)
+
+
+def _start(command: Sequence[str], directory: Path, threads: int | None) -> subprocess.Popen[str]:
     with (directory / "output.txt").open("w") as output:
         return subprocess.Popen(
-            [*command, str(ENTRY), *arguments],
+            command,
             cwd=directory,
             env=environment(threads),
             stdout=output,

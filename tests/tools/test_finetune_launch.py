@@ -1,7 +1,9 @@
 """From a sharded checkpoint of two ranks to embeddings and finetuned classifiers on one and on two ranks."""
 
 import json
+import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +36,9 @@ class Jobs:
         launching.run_ranks(launching.ENTRY, arguments, 2, TIMEOUT)
         self.run = next((root / "runs").glob("*/checkpoints")).parent
 
-    def classify(self, name: str, num_ranks: int, *more: str) -> Path:
-        """Finetune into OUT/NAME/classification and return that folder."""
-        arguments = [
+    def arguments(self, name: str, *more: str) -> list[str]:
+        """The command line that finetunes into OUT/NAME/classification."""
+        return [
             *("classification", "--checkpoint", str(self.run), "--ds_config", str(self.fp32)),
             *(f"output_dir={self.root}/out", f"name={name}", "train.total_steps=4", "train.global_batch_size=16"),
             *(
@@ -47,13 +49,20 @@ class Jobs:
             ),
             *more,
         ]
-        launching.run_ranks(FINETUNE, arguments, num_ranks, TIMEOUT)
+
+    def classify(self, name: str, num_ranks: int, *more: str) -> Path:
+        """Finetune into OUT/NAME/classification and return that folder."""
+        launching.run_ranks(FINETUNE, self.arguments(name, *more), num_ranks, TIMEOUT)
         return self.root / "out" / name / "classification"
 
     def on_one_rank(self) -> Path:
         """The plain finetuning run that several tests compare with."""
         folder = self.root / "out" / "ranks-1" / "classification"
         return folder if folder.is_dir() else self.classify("ranks-1", 1)
+
+    def on_two_ranks(self) -> Path:
+        folder = self.root / "out" / "ranks-2" / "classification"
+        return folder if folder.is_dir() else self.classify("ranks-2", 2)
 
     def embed(self, name: str, num_ranks: int, *more: str) -> Path:
         out = self.root / "embeddings" / name
@@ -83,7 +92,7 @@ def losses(directory: Path) -> list[float]:
 
 
 def test_a_checkpoint_of_two_ranks_starts_alike_on_one_and_on_two(jobs):
-    one, two = jobs.on_one_rank(), jobs.classify("ranks-2", 2)
+    one, two = jobs.on_one_rank(), jobs.on_two_ranks()
     starts = [read_result(folder)[0].table("before finetuning") for folder in (one, two)]
     for metric, interval in starts[0].metrics.items():
         assert abs(interval.estimate - starts[1].metrics[metric].estimate) < 1e-6, metric
@@ -133,3 +142,51 @@ def test_early_stopping_keeps_the_best_checkpoint_by_validation(jobs):
     assert steps == [1, 2]  # nothing improves at that rate, so patience ends it after the second
     assert load_pretrained(folder).state["step"] == 1
     assert (folder / "best" / "checkpoints" / "step-00000001").is_dir()
+
+
+def test_two_ranks_under_accelerate_take_the_steps_of_two_plain_ones(jobs):
+    process = launching.launch_by_accelerate(jobs.arguments("accelerate"), jobs.root / "accelerate", 2, FINETUNE)
+    try:
+        code = process.wait(timeout=TIMEOUT)
+    finally:
+        launching.kill_group(process.pid)
+    assert code == 0, (jobs.root / "accelerate" / "output.txt").read_text()[-4000:]
+    folder = jobs.root / "out" / "accelerate" / "classification"
+    assert losses(folder) == losses(jobs.on_two_ranks())
+    assert json.loads((folder / "run.json").read_text())[0]["world_size"] == 2
+
+
+def test_sigterm_under_deepspeed_saves_and_resumes_bit_for_bit(jobs):
+    """As in pretraining (tests/dist/test_signals.py): the signal goes to the `deepspeed` command."""
+    steps = ("train.total_steps=40",)
+    whole = jobs.classify("long", 2, *steps)
+    process = launching.launch(jobs.arguments("stopped", *steps), jobs.root / "stopped", num_ranks=2, entry=FINETUNE)
+    folder, output = jobs.root / "out" / "stopped" / "classification", jobs.root / "stopped" / "output.txt"
+    try:
+        deadline = time.monotonic() + TIMEOUT
+        while not (folder / "metrics.jsonl").is_file() or len(losses(folder)) < 3:
+            assert process.poll() is None and time.monotonic() < deadline, output.read_text()[-4000:]
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+        assert launching.wait_until_gone(process.pid, timeout=45) == []
+    finally:
+        launching.kill_group(process.pid)
+    assert "Traceback" not in output.read_text() and "stopped by SIGTERM" in output.read_text()
+    stopped_at = len(losses(folder))
+    assert stopped_at < 40 and not (folder / "results.json").exists()
+    assert (folder / "checkpoints" / f"step-{stopped_at:08d}" / "manifest.json").is_file()
+    resumed = jobs.classify("stopped", 2, "--resume", "auto", *steps)
+    assert resumed == folder and losses(resumed) == losses(whole)
+    assert load_pretrained(resumed).fingerprint == load_pretrained(whole).fingerprint
+
+
+def test_a_finetuned_run_resumes_on_another_number_of_ranks(jobs):
+    saved = jobs.classify("fewer", 2, "train.save_every=2", "train.keep_last=5")
+    (saved / "checkpoints" / "step-00000004" / "manifest.json").unlink()
+    resumed = jobs.classify("fewer", 1, "--resume", "auto", "train.save_every=2", "train.keep_last=5")
+    assert resumed == saved
+    records = [json.loads(line) for line in (resumed / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if record["kind"] == "train"] == [1, 2, 3, 4]
+    np.testing.assert_allclose(losses(resumed), losses(jobs.on_two_ranks()), rtol=1e-4)
+    assert [start["world_size"] for start in json.loads((resumed / "run.json").read_text())] == [2, 1]
