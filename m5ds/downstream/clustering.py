@@ -42,7 +42,8 @@ def cluster(products, *, num_clusters: int | None = None, seed: int = 0, restart
     """k-means (k-means++, `restarts` starts, best inertia) of an EmbeddingSet's vectors.
 
     `num_clusters`: None takes the number of categories among the products. The result does not depend on the products'
-    order: they are sorted by id first. `ValueError`: no labels, a single category, or more clusters than products.
+    order: they are sorted by id first. `ValueError`: no labels, a single category, no two products of
+    one category, or more clusters than products.
     """
     keep = np.flatnonzero((products.label_N >= 0) & ~products.empty_N)
     if not len(keep):
@@ -53,7 +54,15 @@ def cluster(products, *, num_clusters: int | None = None, seed: int = 0, restart
     kept = products.take(np.array(sorted(keep, key=lambda row: products.ids[row])))
     num_classes = len(np.unique(kept.label_N))
     if num_classes < 2:
-        raise ValueError("clustering: the products have a single category; NMI and purity say nothing of it")
+        raise ValueError(
+            "clustering: the products have a single category, of which NMI and purity say nothing; use shards with"
+            " several"
+        )
+    if num_classes == len(kept):
+        raise ValueError(
+            f"clustering: each of the {num_classes} products has a category of its own, so any clusters would be"
+            " perfect; use coarser categories"
+        )
     num_clusters = num_clusters or num_classes
     if not 2 <= num_clusters <= len(kept):
         raise ValueError(f"clustering: num_clusters must be between 2 and {len(kept)} products, got {num_clusters}")

@@ -73,6 +73,8 @@ def _run(arguments: argparse.Namespace) -> int:
     settings = ds_config.merge(ds, settings, str(path), given_keys(path, arguments.overrides))
     if arguments.task == "all" and (arguments.out or arguments.untrained):
         raise ValueError("task all takes neither --out nor --untrained: it writes every stage under OUTPUT_DIR/NAME")
+    if arguments.task not in ("classification", "all") and arguments.resume != "none":
+        raise ValueError(f"--resume {arguments.resume}: {arguments.task} trains nothing to go on with; leave it out")
     runtime.start_process_group()
 
     from m5ds.downstream.jobs import Evaluation, stage_of

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from m5ds.downstream.command import add_checkpoint_arguments, shards_of
+from m5ds.downstream.embeddings import OPERATIONS, STATES
 from m5ds.train import runtime
 from m5ds.train.command import Parser, guarded
 
@@ -14,8 +15,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", required=True, help="folder of the embeddings; a job that was killed goes on there")
     parser.add_argument("--split", default="test", help="split of the shards (default: test)")
     parser.add_argument("--modalities", help="comma-separated subset to show the model (default: all of its)")
-    parser.add_argument("--states", default="fused", help="fused (default), contrastive, or a classifier's dense layer")
-    parser.add_argument("--operation", help="concat, mean or sum over the modalities (default: mean)")
+    parser.add_argument(
+        "--states", default="fused", choices=STATES, help="fused (default), contrastive, or a classifier's dense layer"
+    )
+    parser.add_argument("--operation", choices=OPERATIONS, help="over the modalities (default: mean)")
     parser.add_argument("--unnormalized", action="store_true", help="leave the vectors' L2 norms as they are")
     parser.add_argument("--batch-size", type=int, default=32, help="products of a batch on each rank (default: 32)")
     parser.add_argument("--threads", type=int, default=1, help="decoding threads of each rank (default: 1)")
@@ -45,7 +48,7 @@ def _run(arguments: argparse.Namespace) -> int:
     names = pretrained.model.names
     chosen = names if arguments.modalities is None else [name for name in arguments.modalities.split(",") if name]
     options = FeatureOptions(
-        modalities=check_modalities(chosen, names),
+        modalities=check_modalities(chosen, names, "--modalities"),
         states=arguments.states,
         operation=arguments.operation or ("concat" if arguments.states == "dense" else "mean"),
         normalized=not arguments.unnormalized,

@@ -113,13 +113,17 @@ class EmbeddingSet:
         )
 
 
-def check_modalities(chosen: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
-    """The subset in table order; `ValueError` for an empty one, or for a modality that the model lacks."""
+def check_modalities(chosen: Sequence[str], known: Sequence[str], key: str = "") -> tuple[str, ...]:
+    """The subset in table order; `ValueError` for an empty one, or for a modality that the model lacks.
+
+    `key`: the flag or the key of the YAML that named it, for the message.
+    """
+    where = f"{key}: " if key else ""
     if not chosen:
-        raise ValueError(f"modality subset is empty; name at least one of {', '.join(known)}")
+        raise ValueError(f"{where}modality subset is empty; name at least one of {', '.join(known)}")
     for name in chosen:
         if name not in known:
-            raise ValueError(f"modality {name!r} is not one of the model's: {', '.join(known)}")
+            raise ValueError(f"{where}modality {name!r} is not one of the model's: {', '.join(known)}")
     return modality.in_table_order(tuple(chosen))
 
 
@@ -150,6 +154,8 @@ def start_writing(directory: Path, info: EmbeddingInfo) -> list[int]:
 
     `ValueError` where the folder already holds embeddings of something else. Every rank may call it after rank 0 did.
     """
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory}: is a file; choose a folder for --out")
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / _INFO
     if path.exists():

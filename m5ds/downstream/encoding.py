@@ -109,7 +109,7 @@ def encode_split(
     parts: list[tuple[int, list[EmbeddingSet]]] = []
     mine = _ranges(data.num_products, size)[rank::world_size]
     with distributed.stop_together():
-        for start, stop in _with_bar(mine, progress, data.num_products // world_size):
+        for start, stop in _with_bar(mine, progress, sum(stop - start for start, stop in mine)):
             parts.append((start, encode_range(pretrained, data, requests, infos, start, stop)))
     gathered = distributed.gather_objects(parts)
     if rank:
@@ -166,6 +166,9 @@ def with_policy(pretrained: Pretrained, absent: Literal["drop", "token", "zeros"
     """
     model = pretrained.model
     if absent == "token" and model.spec.absent != "token":
-        raise ValueError("absent: token needs a model that was trained with it; pretrain with model.absent=token")
+        raise ValueError(
+            "robustness.policies: token needs a model that was trained with it; leave it out or pretrain with"
+            " model.absent=token"
+        )
     model.spec = dataclasses.replace(model.spec, absent=absent)
     return pretrained

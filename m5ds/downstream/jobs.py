@@ -79,12 +79,15 @@ class Evaluation:
     @cached_property
     def classes(self) -> ClassChoice:
         """The categories that a classifier learns, by the configured policy for rare ones. `ValueError` as there."""
-        return choose_classes(
-            read_labels(self.labelled(ShardReader(self.shards, "train"))),
-            self.manifest.categories,
-            minimum=self.settings.classification.min_class_products,
-            rare=self.settings.classification.rare_classes,
-        )
+        try:
+            return choose_classes(
+                read_labels(self.labelled(ShardReader(self.shards, "train"))),
+                self.manifest.categories,
+                minimum=self.settings.classification.min_class_products,
+                rare=self.settings.classification.rare_classes,
+            )
+        except ValueError as error:
+            raise ValueError(f"{self.shards}: {error}") from error
 
     def all_labels(self) -> NDArray[np.int64]:
         """Labels of every product of every split: the released code's whole ground truth."""
@@ -94,10 +97,14 @@ class Evaluation:
         self, pretrained: Pretrained, name: str = "", transform: Transform | None = None, split: str | None = None
     ) -> EvaluationData:
         """The test split (or another) as this model reads it; `name` tells transforms and splits apart."""
+        wanted, key = (split, "gallery_split") if split else (self.settings.test_split, "test_split")
+        if wanted not in self.manifest.splits:
+            there = ", ".join(self.manifest.splits)
+            raise ValueError(f"{self.shards}: no split {wanted!r}; they have {there}: set {key} to one of these")
         if name not in self.opened:
             self.opened[name] = EvaluationData(
                 self.shards,
-                split or self.settings.test_split,
+                wanted,
                 pretrained.model.spec,
                 pretrained.tokenizer,
                 batch_size=self.settings.batch_size,
@@ -127,7 +134,10 @@ class Evaluation:
 def evaluate_task(task: str, evaluation: Evaluation, pretrained: Pretrained, stage: str) -> Result | None:
     """clustering, coarse_retrieval or instance_retrieval on the test split; the result on rank 0, None elsewhere."""
     run = {"clustering": _clustering, "coarse_retrieval": _coarse, "instance_retrieval": _instance}[task]
-    found = run(evaluation, pretrained)
+    try:
+        found = run(evaluation, pretrained)
+    except ValueError as error:
+        raise ValueError(f"{task} on {evaluation.settings.test_split} of {evaluation.shards}: {error}") from error
     return None if found is None else evaluation.result(task, stage, pretrained, *found)
 
 
@@ -139,8 +149,8 @@ def feature_options(config: RetrievalConfig, modalities: tuple[str, ...]) -> Fea
     )
 
 
-def _chosen(names: list[str] | None, pretrained: Pretrained) -> tuple[str, ...]:
-    return pretrained.model.names if names is None else check_modalities(names, pretrained.model.names)
+def _chosen(names: list[str] | None, pretrained: Pretrained, key: str) -> tuple[str, ...]:
+    return pretrained.model.names if names is None else check_modalities(names, pretrained.model.names, key)
 
 
 def _sides(
@@ -148,8 +158,8 @@ def _sides(
 ) -> tuple[EmbeddingSet, EmbeddingSet] | None:
     """Queries and gallery; embedded together where they differ in what is shown only."""
     options = [
-        feature_options(config, _chosen(names, pretrained))
-        for names in (config.query_modalities, config.gallery_modalities)
+        feature_options(config, _chosen(getattr(config, key), pretrained, key))
+        for key in ("query_modalities", "gallery_modalities")
     ]
     if config.instance == "file":
         sides = [
@@ -189,7 +199,7 @@ def _instance(evaluation: Evaluation, pretrained: Pretrained):
 def _clustering(evaluation: Evaluation, pretrained: Pretrained):
     config = evaluation.settings.clustering
     options = FeatureOptions(
-        modalities=_chosen(config.modalities, pretrained),
+        modalities=_chosen(config.modalities, pretrained, "clustering.modalities"),
         states=config.states,
         operation="concat" if config.states == "dense" else config.operation,
     )

@@ -111,9 +111,12 @@ def choose_classes(
             f" {names[0]!r}); set classification.rare_classes=drop to leave their products out, or keep"
         )
     kept_C = ~rare_C if rare == "drop" else np.ones(len(categories), dtype=bool)
-    if (count_C[kept_C] > 0).sum() < 2:
+    left = int((count_C[kept_C] > 0).sum())
+    if left < 2:
+        lower = "; set classification.rare_classes=keep or lower min_class_products" if rare_C.any() else ""
         raise ValueError(
-            "classification needs at least two categories with training products; check the shards' labels"
+            f"classification needs at least two categories with training products, but {left} of"
+            f" {int((count_C > 0).sum())} are left{lower}"
         )
     return ClassChoice(
         count_C=np.where(kept_C, count_C, 0),

@@ -44,15 +44,19 @@ class ClassificationConfig:
 
     def shown(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """The modalities in table order. `ValueError` for an empty subset or one that the model lacks."""
-        return tuple(names) if self.modalities is None else check_modalities(self.modalities, names)
+        if self.modalities is None:
+            return tuple(names)
+        return check_modalities(self.modalities, names, "classification.modalities")
 
 
 @_config
 class RetrievalConfig:
     """Paper tasks 1 and 2, each with a section of this shape."""
 
-    ks: list[Positive] = dataclasses.field(default_factory=lambda: [1, 5, 10])
-    protocols: list[str] = dataclasses.field(default_factory=lambda: ["standard", "official"])
+    ks: Annotated[list[Positive], Field(min_length=1)] = dataclasses.field(default_factory=lambda: [1, 5, 10])
+    protocols: Annotated[list[str], Field(min_length=1)] = dataclasses.field(
+        default_factory=lambda: ["standard", "official"]
+    )
     query_modalities: list[str] | None = None
     """None: all of the model's."""
     gallery_modalities: list[str] | None = None
@@ -83,7 +87,7 @@ class ClusteringConfig:
     modalities: list[str] | None = None
     states: Literal["fused", "contrastive", "dense"] = "fused"
     operation: Literal["concat", "mean", "sum"] = "mean"
-    seeds: list[int] = dataclasses.field(default_factory=lambda: [0, 1, 2])
+    seeds: Annotated[list[int], Field(min_length=1)] = dataclasses.field(default_factory=lambda: [0, 1, 2])
     """k-means starts; the report gives their mean."""
 
 

@@ -1,0 +1,196 @@
+"""Bad input to the downstream tools: exit code 2 and one line that names what is wrong and the remedy."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from m5ds.data.shards import BuildOptions, build_shards
+from m5ds.data.tokenizer import train_tokenizer
+from m5ds.downstream import command, embed_command
+from m5ds.model.configuration import M5Config
+from m5ds.model.m5mmt import M5ForPretraining
+from m5ds.train import runtime
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "downstream"))
+from downstream_examples import tiny_run  # noqa: E402
+
+KINDS = {
+    "labelled": lambda i: {"category": [f"c{i % 4}"]},
+    "unlabelled": lambda i: {},
+    "unique": lambda i: {"category": [f"c{i}"]},
+    "single": lambda i: {"category": ["only"]},
+    "lonely": lambda i: {"category": ["lonely" if i == 0 else f"c{i % 4}"]},
+}
+"""Name of a shard directory -> what its product i has besides a title and a table."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with these shards, an untrained tiny model over them, and a folder without any checkpoint."""
+    root = tmp_path_factory.mktemp("errors")
+    for name, more in KINDS.items():
+        lines = [
+            json.dumps({"id": f"p{i}", "title": f"lamp {i} of {i % 7}", "attributes": {"Watt": i}, **more(i)})
+            for i in range(40)
+        ]
+        (root / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+        build_shards(root / f"{name}.jsonl", root / name, BuildOptions(ratios=(0.8, 0.0, 0.2)))
+    tokenizer = train_tokenizer([f"lamp {i} of Watt" for i in range(200)], 290, root / "model" / "tokenizer")
+    M5ForPretraining(M5Config.for_tokenizer(tiny_run(root).model, tokenizer)).save_pretrained(root / "model")
+    (root / "empty").mkdir()
+    return root
+
+
+@pytest.fixture
+def run(place, monkeypatch, capfd):
+    """Run a tool in the folder; returns (exit code, stderr without progress bars)."""
+
+    def run(main, *arguments):
+        monkeypatch.chdir(place)
+        monkeypatch.setattr(runtime, "start_process_group", lambda: None)
+        monkeypatch.setattr(runtime, "end_process_group", lambda: None)
+        monkeypatch.setattr(sys, "argv", ["tool", *arguments])
+        code = main()
+        lines = capfd.readouterr().err.replace("\r", "\n").splitlines()
+        return code, [line for line in lines if line.strip() and "%|" not in line]
+
+    return run
+
+
+def finetune(task, *more, checkpoint="model", shards="labelled"):
+    config = str(ROOT / "configs/downstream/base.yaml")
+    flags = ["--config", config, "--ds_config", str(ROOT / "configs/zero3.json"), "--checkpoint", checkpoint]
+    given = ["--shards", shards] if shards else []
+    fixed = ["num_replicates=20", "output_dir=out", "instance_retrieval.states=fused"]
+    return [task, *flags, *given, *fixed, *more]
+
+
+TEXTS = ("instance_retrieval.query_modalities=[text]", "instance_retrieval.gallery_modalities=[text]")
+FINETUNE = {
+    "labels absent, classification": (
+        finetune("classification", shards="unlabelled"),
+        "unlabelled: labels absent: none of the 32 training products has one; build the shards from a catalogue",
+    ),
+    "labels absent, retrieval": (
+        finetune("coarse_retrieval", shards="unlabelled"),
+        "coarse_retrieval on test of unlabelled: queries: none of the 8 products has a label; build",
+    ),
+    "labels absent, clustering": (
+        finetune("clustering", shards="unlabelled"),
+        "clustering on test of unlabelled: clustering: none of the 8 products has a label",
+    ),
+    "labels absent, robustness": (
+        finetune("robustness", "robustness.subsets=false", "robustness.by_modality=false", shards="unlabelled"),
+        "no condition could be scored: queries: none of the 8 products has a label; build the shards",
+    ),
+    "a class with one product": (
+        finetune("classification", shards="lonely"),
+        "lonely: 1 of 5 categories have fewer than 2 training products (first: 'lonely'); set"
+        " classification.rare_classes=drop",
+    ),
+    "only classes with one product": (
+        finetune("classification", "classification.rare_classes=drop", shards="unique"),
+        "0 of 32 are left; set classification.rare_classes=keep or lower min_class_products",
+    ),
+    "one class": (finetune("classification", shards="single"), "at least two categories"),
+    "one class, clustering": (finetune("clustering", shards="single"), "use shards with several"),
+    "a cluster a product": (finetune("clustering", shards="unique"), "a category of its own"),
+    "no positives": (
+        finetune("coarse_retrieval", shards="unique"),
+        "none of the 8 has a positive in the gallery of 8; use a gallery that shares their labels",
+    ),
+    "no positives, instances": (
+        finetune("instance_retrieval", "instance_retrieval.instance=group", *TEXTS),
+        "none of the 8 has a positive in the gallery",
+    ),
+    "empty subset of queries": (
+        finetune("coarse_retrieval", "coarse_retrieval.query_modalities=[]"),
+        "query_modalities: modality subset is empty; name at least one of image, text",
+    ),
+    "empty subset for clustering": (
+        finetune("clustering", "clustering.modalities=[]"),
+        "clustering.modalities: modality subset is empty",
+    ),
+    "empty subset for the classifier": (
+        finetune("classification", "classification.modalities=[]"),
+        "classification.modalities: modality subset is empty",
+    ),
+    "unknown modality": (
+        finetune("clustering", "clustering.modalities=[smell]"),
+        "clustering.modalities: modality 'smell' is not one of the model's",
+    ),
+    "modalities that no product has": (
+        finetune("coarse_retrieval", "coarse_retrieval.query_modalities=[video]"),
+        "queries: no product has any of video; choose other modalities",
+    ),
+    "unknown task": (finetune("sorting"), "invalid choice: 'sorting' (choose from"),
+    "no such checkpoint": (finetune("clustering", checkpoint="nowhere"), "nowhere: no such checkpoint; name a run"),
+    "no checkpoint in it": (finetune("clustering", checkpoint="empty"), "empty: holds no complete checkpoint"),
+    "no shards said": (finetune("clustering", shards=""), "--shards: model does not say what it was trained on"),
+    "no such shards": (finetune("clustering", shards="nowhere"), "nowhere/manifest.json: no such file; build"),
+    "no such split": (
+        finetune("clustering", "test_split=tset"),
+        "labelled: no split 'tset'; they have train, test: set test_split to one of these",
+    ),
+    "no such configuration": (["clustering", "--checkpoint", "model", "--config", "no.yaml"], "no.yaml: no such conf"),
+    "unknown key": (finetune("clustering", "clustering.sedes=[1]"), "unknown key clustering.sedes"),
+    "no seeds": (finetune("clustering", "clustering.seeds=[]"), "clustering.seeds: "),
+    "no k": (finetune("coarse_retrieval", "coarse_retrieval.ks=[]"), "coarse_retrieval.ks: "),
+    "no protocol": (finetune("coarse_retrieval", "coarse_retrieval.protocols=[]"), "coarse_retrieval.protocols: "),
+    "dense states of a pretrained model": (
+        finetune("clustering", "clustering.states=dense"),
+        "states dense need a checkpoint of tools/finetune.py classification; use fused",
+    ),
+    "tokens of a model without": (
+        finetune("robustness", "robustness.policies=[token]"),
+        "robustness.policies: token needs a model that was trained with it",
+    ),
+    "nothing to resume": (finetune("clustering", "--resume", "auto"), "--resume auto: clustering trains nothing"),
+    "every product finds itself": (
+        finetune("instance_retrieval", "instance_retrieval.query_modalities=[text,table]"),
+        "set query_modalities and gallery_modalities to different subsets",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FINETUNE)
+def test_bad_input_to_a_task_is_one_line_with_a_remedy(run, name):
+    arguments, message = FINETUNE[name]
+    code, lines = run(command.main, *arguments)
+    assert code == 2 and len(lines) == 1, lines
+    assert lines[0].startswith("error: ") and message in lines[0], lines[0]
+
+
+EMBED = {
+    "empty subset": (["--modalities", ","], "--modalities: modality subset is empty; name at least one of image"),
+    "unknown modality": (["--modalities", "image,smell"], "--modalities: modality 'smell' is not one of the model's"),
+    "unknown split": (["--split", "nowhere"], "no split 'nowhere'; they have train, test"),
+    "unknown states": (["--states", "raw"], "argument --states: invalid choice: 'raw'"),
+    "no classifier": (["--states", "dense"], "states dense need a checkpoint of tools/finetune.py classification"),
+    "no batch": (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+    "a file": (["--out", "single.jsonl"], "single.jsonl: is a file; choose a folder for --out"),
+}
+
+
+@pytest.mark.parametrize("name", EMBED)
+def test_bad_input_to_embedding_is_one_line_with_a_remedy(run, name):
+    more, message = EMBED[name]
+    code, lines = run(embed_command.main, "--checkpoint", "model", "--shards", "labelled", "--out", "out/emb", *more)
+    assert code == 2 and len(lines) == 1, lines
+    assert lines[0].startswith("error: ") and message in lines[0], lines[0]
+
+
+def test_embeddings_of_another_model_are_not_continued(run, place):
+    arguments = ["--shards", "labelled", "--out", "out/continued", "--modalities", "text"]
+    assert run(embed_command.main, "--checkpoint", "model", *arguments)[0] == 0
+    written = sorted((place / "out/continued").glob("*.parquet"))
+    code, lines = run(embed_command.main, "--checkpoint", "model", *arguments[:-1], "table")
+    assert code == 2 and "holds embeddings with modalities ('text',), not ('table',); choose another --out" in lines[0]
+    info = json.loads((place / "out/continued/embeddings.json").read_text())
+    (place / "out/continued/embeddings.json").write_text(json.dumps(info | {"model": "0" * 64}))
+    code, lines = run(embed_command.main, "--checkpoint", "model", *arguments)
+    assert code == 2 and "holds embeddings with model '000000" in lines[0] and "choose another --out" in lines[0]
+    assert sorted((place / "out/continued").glob("*.parquet")) == written
