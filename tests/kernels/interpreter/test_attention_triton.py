@@ -167,6 +167,13 @@ def test_activation_checkpointing_gives_the_same_bits():
     assert all(torch.equal(plain[name], again[name]) for name in plain)
 
 
+@pytest.mark.parametrize(("dim", "dtype", "message"), [(48, torch.float32, "head dim"), (32, torch.float64, "float32")])
+def test_what_the_tile_table_lacks_is_refused_before_a_launch(dim, dtype, message):
+    layout = make_layout([[2, 3, 0, 0, 1]])
+    with pytest.raises(ValueError, match=f"q_THD.*{message}"):
+        cross_modal_attention(*make_qkv(layout.num_rows, 1, dim, dtype)[:3], layout, VISIBILITY["all"], path="triton")
+
+
 def operator_arguments(layout):
     spec = AttentionSpec.build(M, VISIBILITY["all"], None, None)
     tables = build_tables(layout, spec, arch="sm_80", head_dim=32, itemsize=4, size="short")
