@@ -9,10 +9,10 @@ and runs that op's fast interpreter tests on it up to the first failure. Exits 1
 
 import argparse
 import ast
+import multiprocessing
 import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -134,8 +134,23 @@ def _swapper(node: ast.BinOp | ast.AugAssign | ast.Compare):
     return apply
 
 
+def _run_pytest(folder: str, tests: list[str]) -> None:
+    """In a process of its own: exit with pytest's status on the tree in `folder`, quietly."""
+    import pytest
+
+    os.chdir(folder)
+    sys.path.insert(0, folder)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    sys.exit(int(pytest.main(["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests])))
+
+
 def run_tests(tests: list[str], mutant: Mutant | None, timeout: float) -> bool:
     """True where all tests pass on a copy of the tree with the mutant in it. A hang is a failure."""
+    # Every run is a fork of one process that has imported what takes longest; m5ds itself comes from the copy.
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["pytest", "torch", "torch._dynamo", "triton.language"])
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         skip = shutil.ignore_patterns("__pycache__")
@@ -145,15 +160,16 @@ def run_tests(tests: list[str], mutant: Mutant | None, timeout: float) -> bool:
         shutil.copy(ROOT / "pyproject.toml", copy)
         if mutant:
             (copy / "m5ds" / "kernels" / mutant.path).write_text(mutant.source)
-        environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": folder, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests]
-        try:
-            done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=timeout)
-        except subprocess.TimeoutExpired:
+        run = forks.Process(target=_run_pytest, args=(folder, tests))
+        run.start()
+        run.join(timeout)
+        if run.exitcode is None:
+            run.kill()
+            run.join()
             return False
         # 1: a test failed; 2: collection failed; below 0: the mutant crashed the interpreter. All are noticed.
-        assert done.returncode <= 2, f"pytest could not run: {done.stdout}{done.stderr}"
-        return done.returncode == 0
+        assert run.exitcode <= 2, f"pytest could not run, status {run.exitcode}: {tests}"
+        return run.exitcode == 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -185,4 +201,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # The forked runs inherit it; it must be set before anything imports Triton.
+    os.environ.update(TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
     sys.exit(main())
