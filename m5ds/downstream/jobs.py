@@ -3,6 +3,7 @@
 Shape letters: N products, C categories.
 """
 
+import importlib.util
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -198,6 +199,7 @@ def _instance(evaluation: Evaluation, pretrained: Pretrained):
 
 def _clustering(evaluation: Evaluation, pretrained: Pretrained):
     config = evaluation.settings.clustering
+    check_projection(config.projection)
     options = FeatureOptions(
         modalities=_chosen(config.modalities, pretrained, "clustering.modalities"),
         states=config.states,
@@ -206,7 +208,8 @@ def _clustering(evaluation: Evaluation, pretrained: Pretrained):
     sets = encode_split(pretrained, evaluation.data(pretrained), [Request(options=options)])
     if sets is None:
         return None
-    return tasks.clustering(sets[0], config, evaluation.uncertainty), {"projection": projection(sets[0])}
+    drawn = projection(sets[0], config.projection)
+    return tasks.clustering(sets[0], config, evaluation.uncertainty), {"projection": drawn}
 
 
 def classification_table(evaluation: Evaluation, pretrained: Pretrained, name: str = "test") -> Table | None:
@@ -227,16 +230,31 @@ def classification_table(evaluation: Evaluation, pretrained: Pretrained, name: s
     )
 
 
-def projection(products: EmbeddingSet, limit: int = 2000) -> dict[str, Any]:
-    """t-SNE of at most `limit` labelled products: `xy` [N][2], `label` [N], for the report's scatter plot."""
-    from sklearn.manifold import TSNE
+def check_projection(method: str) -> None:
+    """`ValueError` where the method's package is not installed."""
+    if method == "umap" and importlib.util.find_spec("umap") is None:
+        raise ValueError(
+            "clustering.projection: umap needs a package that is not here; pip install umap-learn or set it to t-sne"
+        )
 
+
+def projection(products: EmbeddingSet, method: str = "t-sne", limit: int = 2000) -> dict[str, Any]:
+    """At most `limit` labelled products in the plane, for the report: `method`, `xy` [N][2], `label` [N]."""
     rows = np.flatnonzero((products.label_N >= 0) & ~products.empty_N)[:limit]
     if len(rows) < 10:
         return {}
-    model = TSNE(2, perplexity=min(30, (len(rows) - 1) // 3), init="pca", random_state=0)
-    xy_N2 = model.fit_transform(products.vector_ND[rows].astype(np.float32))
-    return {"xy": np.round(xy_N2, 2).tolist(), "label": products.label_N[rows].tolist()}
+    vector_ND = products.vector_ND[rows].astype(np.float32)
+    if method == "umap":
+        from umap import UMAP
+
+        name, xy_N2 = "UMAP", UMAP(n_neighbors=min(15, len(rows) - 1), random_state=0).fit_transform(vector_ND)
+    else:
+        from sklearn.manifold import TSNE
+
+        perplexity = min(30, (len(rows) - 1) // 3)
+        name, xy_N2 = "t-SNE", TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(vector_ND)
+    label_N = products.label_N[rows]
+    return {"method": name, "xy": np.round(np.asarray(xy_N2, np.float64), 2).tolist(), "label": label_N.tolist()}
 
 
 def folder_of(settings: DownstreamConfig) -> Path:

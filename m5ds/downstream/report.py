@@ -283,6 +283,9 @@ def _examples(results: Sequence[Result], shards: str | None) -> list[Block]:
         wanted = {row["query"] for row in examples} | {found["id"] for row in examples for found in row["found"]}
         try:
             shown = find_products(shards or result.shards, result.split, wanted)
+            searched = (result.settings.get(result.task) or {}).get("gallery_split")
+            if searched not in (None, result.split):
+                shown |= find_products(shards or result.shards, searched, wanted - set(shown))
         except (ValueError, OSError) as error:
             blocks.append(Text(f"{TITLES[result.task]} ({result.stage}): no pictures, {error}"))
             continue

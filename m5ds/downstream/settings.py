@@ -89,6 +89,9 @@ class ClusteringConfig:
     operation: Literal["concat", "mean", "sum"] = "mean"
     seeds: Annotated[list[int], Field(min_length=1)] = dataclasses.field(default_factory=lambda: [0, 1, 2])
     """k-means starts; the report gives their mean."""
+    projection: Literal["t-sne", "umap"] = "t-sne"
+    """How the report draws the embeddings in the plane; `umap` needs the package umap-learn, which is not installed by
+    default."""
 
 
 @_config

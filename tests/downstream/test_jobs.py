@@ -1,18 +1,28 @@
 """The tasks from a checkpoint to results, on real shards and a tiny model."""
 
 import dataclasses
+import sys
+import types
 
 import numpy as np
 import pytest
 import torch
+from downstream_examples import embedding_set
 
+from m5ds.downstream import jobs
 from m5ds.downstream import settings as downstream_settings
 from m5ds.downstream.classifier import ProductClassifier
 from m5ds.downstream.jobs import Evaluation, classification_table, evaluate_task, stage_of
 from m5ds.downstream.pretrained import load_pretrained
 from m5ds.downstream.report import TITLES
 from m5ds.downstream.robustness import evaluate_robustness
-from m5ds.downstream.settings import ClassificationConfig, DownstreamConfig, RetrievalConfig, RobustnessConfig
+from m5ds.downstream.settings import (
+    ClassificationConfig,
+    ClusteringConfig,
+    DownstreamConfig,
+    RetrievalConfig,
+    RobustnessConfig,
+)
 
 
 @pytest.fixture
@@ -90,6 +100,30 @@ def test_instance_retrieval_by_another_file_uses_two_views(evaluation, pretraine
     result = evaluate_task("instance_retrieval", Evaluation(settings, evaluation.shards), pretrained, "pretrain")
     # Query and gallery show the same file here, so every product finds itself.
     assert result.table("standard").metrics["recall@1"].estimate == 1.0
+
+
+def test_umap_is_optional_and_its_absence_is_said_before_anything_is_embedded(evaluation, pretrained, monkeypatch):
+    settings = dataclasses.replace(evaluation.settings, clustering=ClusteringConfig(projection="umap", seeds=[0]))
+    monkeypatch.setattr(jobs.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(jobs, "encode_split", None)
+    with pytest.raises(ValueError, match="clustering.projection: umap needs .*; pip install umap-learn"):
+        evaluate_task("clustering", Evaluation(settings, evaluation.shards), pretrained, "pretrain")
+
+
+def test_projections_name_their_method(monkeypatch):
+    class Umap:
+        def __init__(self, n_neighbors, random_state):
+            assert (n_neighbors, random_state) == (11, 0)
+
+        def fit_transform(self, vector_ND):
+            return vector_ND[:, :2]
+
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Umap))
+    products = embedding_set(np.random.default_rng(0).normal(size=(12, 4)))
+    for method, name in (("umap", "UMAP"), ("t-sne", "t-SNE")):
+        drawn = jobs.projection(products, method)
+        assert drawn["method"] == name and np.shape(drawn["xy"]) == (12, 2) and drawn["label"] == [0] * 12
+    assert jobs.projection(products.take(np.arange(9))) == {}
 
 
 def test_settings_survive_the_record(evaluation):
