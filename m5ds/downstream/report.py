@@ -192,7 +192,10 @@ def _drawings(results: Sequence[Result], pretrained: Sequence[str], shards: str 
     for result in robust:
         caption = f"Every modality subset ({result.stage}): mAP@10 of coarse retrieval over the products that have one."
         add(plots.subset_lattice(result), caption)
-    add(plots.missing_curves(robust), "mAP@10 against the missing rate; shaded: 95 % interval. Lines as on the left.")
+    add(
+        plots.missing_curves(robust),
+        "mAP@10 against the missing rate; shaded: 95 % interval. Line styles on the right as on the left.",
+    )
     add(plots.noise_bars(robust), "Noise: shuffled pairs and damaged files.")
     for result in robust:
         for name, correlation in result.extras.get("correlation", {}).items():
@@ -233,9 +236,12 @@ def _modality_weights(result: Result) -> list[Block]:
 
 
 def _run_records(source: str) -> list[dict[str, Any]]:
-    """metrics.jsonl of the run that a checkpoint lies in; nothing where it does not lie here any more."""
+    """metrics.jsonl of the run that a checkpoint lies in, up to it; nothing where it does not lie here any more."""
+    tag = Path(source).name.removeprefix("step-")
+    if not tag.isdigit():
+        return []  # a Hugging Face directory
     try:
-        return read_lines(_run_of(source) / "metrics.jsonl")
+        return [record for record in read_lines(_run_of(source) / "metrics.jsonl") if record["step"] <= int(tag)]
     except ValueError:
         return []
 
