@@ -1,4 +1,4 @@
-"""Whether a packed layout is one that kernels may run on. Those of `PackedLayout.build` are; a hand-made one may not be.
+"""Whether a packed layout is one that kernels may run on. `PackedLayout.build` makes such; a hand-made one may differ.
 
 Shape letters: B products, M modalities.
 """

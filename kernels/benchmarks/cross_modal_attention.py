@@ -44,7 +44,7 @@ def cases(device: torch.device, grid: str) -> Iterator[Case]:
     for lengths in LENGTHS:
         for presence in (0.3, 0.5, 0.75, 1.0):
             for visibility in VISIBILITIES:
-                if grid == "full" or lengths != "raw" or (visibility, presence) == ("all", 0.5):
+                if grid == "full" or lengths != "raw" or (visibility == "all" and presence in (0.5, 1.0)):
                     products = GPU_PRODUCTS if device.type == "cuda" else CPU_PRODUCTS[lengths]
                     yield _case(device, lengths, presence, visibility, products)
 
