@@ -1,7 +1,9 @@
-"""The mutation tool's own parts, without running a mutant."""
+"""The mutation tool's own parts, and a slow run of its 30 mutants."""
 
 import ast
 import random
+import subprocess
+import sys
 
 import mutate
 import pytest
@@ -52,3 +54,11 @@ def test_tests_that_fail_without_a_mutation_stop_the_run(monkeypatch, capsys):
     monkeypatch.setattr(mutate, "run_tests", lambda *_: False)
     assert mutate.main(["--jobs", "1"]) == 2
     assert "without any mutation" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_30_mutants_of_the_kernels_are_noticed():
+    command = [sys.executable, mutate.__file__, "--seed", "0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
