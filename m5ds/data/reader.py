@@ -107,16 +107,16 @@ class ShardReader:
     def index(self, shard: int) -> ShardIndex:
         """The shard's index, read once and kept while among the last used. Raises CorruptShardError."""
 
-        def load() -> ShardIndex:
-            table = _retried(lambda: manifests.read_index(self.directory, self.shards[shard]))
-            return ShardIndex(
-                table=table,
-                present=[frozenset(names) for names in table["present"].to_pylist()],
-                text_chars=table["text_chars"].to_numpy(),
-                table_chars=table["table_chars"].to_numpy(),
-            )
+        return _kept(self._indices, shard, _LOADED_INDICES, self._lock, lambda: self._load_index(shard))
 
-        return _kept(self._indices, shard, _LOADED_INDICES, self._lock, load)
+    def _load_index(self, shard: int) -> ShardIndex:
+        table = _retried(lambda: manifests.read_index(self.directory, self.shards[shard]))
+        return ShardIndex(
+            table=table,
+            present=[frozenset(names) for names in table["present"].to_pylist()],
+            text_chars=table["text_chars"].to_numpy(),
+            table_chars=table["table_chars"].to_numpy(),
+        )
 
     def read(self, shard: int, index: int) -> RawProduct:
         """One product. Raises CorruptShardError where its bytes are not what the index declares."""

@@ -3,6 +3,8 @@
 Shape letters: N products, C categories of the manifest.
 """
 
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -62,12 +64,13 @@ class SubsetReader(ShardReader):
         self.directory, self.split, self.manifest = reader.directory, reader.split, reader.manifest
         self._reader = reader
         self._rows = [np.flatnonzero(kept_N) for kept_N in kept]
+        self._indices, self._lock = OrderedDict(), threading.Lock()
 
     @property
     def shard_sizes(self) -> list[int]:
         return [len(rows) for rows in self._rows]
 
-    def index(self, shard: int) -> ShardIndex:
+    def _load_index(self, shard: int) -> ShardIndex:
         whole, rows = self._reader.index(shard), self._rows[shard]
         return replace(
             whole,
