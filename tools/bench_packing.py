@@ -10,7 +10,6 @@ backward (median, one thread) and the speed-up next to the token ratio; `--out` 
 """
 
 import argparse
-import csv
 import datetime
 import statistics
 import time
@@ -24,7 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from m5ds.cli import run_tool
 from m5ds.config import BlockConfig
 from m5ds.inputs import AudioPatches, ImagePatches, RegionFeatures, TablePairs, TextTokens, VideoTubes
-from m5ds.kernels.benchmarks.results import device_name
+from m5ds.kernels.benchmarks.results import append_csv, device_name
 from m5ds.kernels.benchmarks.timing import keep_freed_memory
 from m5ds.kernels.layout import PackedLayout
 from m5ds.model.blocks import PackedBlock
@@ -164,17 +163,6 @@ def compare(name: str, presence: float, width: int, num_products: int, repeats: 
     }
 
 
-def append_row(path: Path, row: Row) -> None:
-    """Append to a CSV, with its header where the file is new."""
-    new = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=768, help="hidden width, a multiple of 64 (default: %(default)s)")
@@ -207,7 +195,7 @@ def main() -> int:
                 print(" ".join(f"{column:>11}" for column in row))
             print(" ".join(f"{value:>11}" for value in row.values()), flush=True)
             if options.out:
-                append_row(options.out, row | run)
+                append_csv(options.out, row | run)
             earned.append(float(row["share"]) >= WORST_SHARE_OF_TOKEN_RATIO)
     return 0 if all(earned) else 1
 

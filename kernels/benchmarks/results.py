@@ -51,22 +51,27 @@ def device_name(device: torch.device) -> str:
 
 
 def append_rows(path: Path, rows: list[Row], device: torch.device) -> None:
-    """Append with device, threads, versions and UTC time; writes the header of a new file."""
-    new = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Append with device, threads, versions and UTC time."""
     stamp = {
         "device": device_name(device),
         "threads": torch.get_num_threads() if device.type == "cpu" else "",
         "versions": f"torch {torch.__version__}, triton {triton.__version__}",
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+    for row in rows:
+        fields = vars(row) | {"parameters": json.dumps(row.parameters)}
+        append_csv(path, {k: round(v, 4) if isinstance(v, float) else v for k, v in fields.items()} | stamp)
+
+
+def append_csv(path: Path, fields: dict[str, Any]) -> None:
+    """Append one row to a CSV, with its header where the file is new."""
+    new = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, list(fields))
         if new:
             writer.writeheader()
-        for row in rows:
-            fields = vars(row) | {"parameters": json.dumps(row.parameters)}
-            writer.writerow({k: round(v, 4) if isinstance(v, float) else v for k, v in fields.items()} | stamp)
+        writer.writerow(fields)
 
 
 def read_rows(path: Path) -> tuple[list[Row], str]:

@@ -25,10 +25,8 @@ def evaluate_baseline(name: str, evaluation: Evaluation) -> list[Result]:
 
     tested = vectors(test, settings.test_split)
     uncertainty = evaluation.uncertainty
-    searched = tested
-    if settings.coarse_retrieval.gallery_split not in (None, settings.test_split):
-        split = settings.coarse_retrieval.gallery_split
-        searched = vectors(list(read_products(evaluation.shards, split)), split)
+    split = settings.coarse_retrieval.gallery_split or settings.test_split
+    searched = tested if split == settings.test_split else vectors(list(read_products(evaluation.shards, split)), split)
     tables, extras = tasks.coarse_retrieval(
         tested, searched, settings.coarse_retrieval, uncertainty, evaluation.all_labels()
     )

@@ -48,8 +48,12 @@ class Evaluation:
         return read_manifest(self.shards)
 
     @cached_property
+    def train_reader(self) -> ShardReader:
+        return ShardReader(self.shards, "train")
+
+    @cached_property
     def train_label_N(self) -> NDArray[np.int64]:
-        return read_labels(ShardReader(self.shards, "train"))
+        return read_labels(self.train_reader)
 
     def labelled(self, reader: ShardReader) -> ShardReader:
         """The training products that a classifier sees: all, or those of the configured share of labels."""
@@ -59,10 +63,14 @@ class Evaluation:
         return SubsetReader(reader, drawn_labels(reader, fraction, self.settings.seed))
 
     @cached_property
+    def labelled_reader(self) -> ShardReader:
+        return self.labelled(self.train_reader)
+
+    @cached_property
     def labelled_ids(self) -> frozenset[str] | None:
         """Ids of those products; None where all are."""
-        reader = self.labelled(ShardReader(self.shards, "train"))
-        if not isinstance(reader, SubsetReader):
+        reader = self.labelled_reader
+        if reader is self.train_reader:
             return None
         tables = [reader.index(shard).table for shard in range(len(reader.shard_sizes))]
         return frozenset(name for table in tables for name in table["id"].to_pylist())
@@ -82,7 +90,7 @@ class Evaluation:
         """The categories that a classifier learns, by the configured policy for rare ones. `ValueError` as there."""
         try:
             return choose_classes(
-                read_labels(self.labelled(ShardReader(self.shards, "train"))),
+                self.train_label_N if self.labelled_reader is self.train_reader else read_labels(self.labelled_reader),
                 self.manifest.categories,
                 minimum=self.settings.classification.min_class_products,
                 rare=self.settings.classification.rare_classes,
@@ -170,8 +178,9 @@ def _sides(
             for number, one in zip((config.query_file, 0), options, strict=True)
         ]
         return None if sides[0] is None or sides[1] is None else (sides[0][0], sides[1][0])
-    if config.gallery_split not in (None, evaluation.settings.test_split):
-        searched = evaluation.data(pretrained, f"split {config.gallery_split}", split=config.gallery_split)
+    split = config.gallery_split or evaluation.settings.test_split
+    if split != evaluation.settings.test_split:
+        searched = evaluation.data(pretrained, f"split {split}", split=split)
         pair = [
             encode_split(pretrained, data, [Request(options=one)])
             for data, one in zip((evaluation.data(pretrained), searched), options, strict=True)
