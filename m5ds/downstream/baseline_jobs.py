@@ -7,6 +7,7 @@ from m5ds.downstream import tasks
 from m5ds.downstream.baselines import BASELINES, embed, nearest_votes, read_products
 from m5ds.downstream.evaluation_data import use_file
 from m5ds.downstream.jobs import Evaluation, projection
+from m5ds.downstream.probe_job import label_tables, needed_splits
 from m5ds.downstream.results import Result, Table
 
 
@@ -33,12 +34,18 @@ def evaluate_baseline(name: str, evaluation: Evaluation) -> list[Result]:
     results = [_result("coarse_retrieval", name, evaluation, tables, extras)]
     clusters = tasks.clustering(tested, settings.clustering, uncertainty)
     results.append(_result("clustering", name, evaluation, clusters, {"projection": projection(tested)}))
-    learned = vectors(train, "train")
+    whole = learned = vectors(train, "train")
     if evaluation.labelled_ids is not None:
         learned = learned.take(np.array([name in evaluation.labelled_ids for name in learned.ids]))
     votes_NC = nearest_votes(learned, tested, len(manifest.categories))
-    table = tasks.classification(tested.ids, tested.label_N, votes_NC, evaluation.classes, uncertainty)
+    table = tasks.classification(tested.ids, tested.label_N, votes_NC[None], evaluation.classes, uncertainty)
     results.append(_result("classification", name, evaluation, [table], {}))
+    sets = {"train": whole, settings.test_split: tested}
+    for split in needed_splits(evaluation):
+        if split not in sets:
+            sets[split] = vectors(list(read_products(evaluation.shards, split)), split)
+    probes = label_tables(evaluation, sets, standardized=False)
+    results.append(_result("linear_probe", name, evaluation, *probes))
     config = settings.instance_retrieval
     if config.instance == "file" and BASELINES[name][0] == ("image",):
         queries, gallery = (

@@ -11,7 +11,7 @@ from m5ds.train import runtime
 from m5ds.train.command import Parser, find_file, guarded
 
 EMBEDDING_TASKS = ("coarse_retrieval", "instance_retrieval", "clustering")
-TASKS = ("classification", *EMBEDDING_TASKS, "robustness", "all")
+TASKS = ("classification", "linear_probe", *EMBEDDING_TASKS, "robustness", "all")
 CONFIG = "configs/downstream/quickstart.yaml"
 
 
@@ -118,7 +118,7 @@ def _all(arguments, evaluation, ds, pretrained) -> int:
 
     for stage in ("untrained", "pretrain"):
         model = load_pretrained(arguments.checkpoint, untrained=True) if stage == "untrained" else pretrained
-        for task in EMBEDDING_TASKS:
+        for task in ("linear_probe", *EMBEDDING_TASKS):
             _evaluate(task, arguments, evaluation, model, stage)
     _evaluate("robustness", arguments, evaluation, pretrained, "pretrain")
     code, directory = _classification(arguments, evaluation, ds, pretrained, "pretrain")
@@ -135,7 +135,8 @@ def _all(arguments, evaluation, ds, pretrained) -> int:
     if distributed.rank() == 0:
         folder = folder_of(settings)
         stages = [f"{task}-{stage}" for task in EMBEDDING_TASKS for stage in ("untrained", "pretrain", "finetune")]
-        results = [folder / name for name in [*stages, "robustness-pretrain"]]
+        stages += [f"{task}-pretrain" for task in ("linear_probe", "robustness")] + ["linear_probe-untrained"]
+        results = [folder / name for name in stages]
         for path in write_report(build(load_results([*results, directory])), folder / "report"):
             print(path, flush=True)
     return 0

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from m5ds.data.manifest import Manifest, read_manifest
 from m5ds.data.reader import ShardReader
+from m5ds.downstream import probe_job, tasks
 from m5ds.downstream import settings as downstream_settings
-from m5ds.downstream import tasks
 from m5ds.downstream.embeddings import EmbeddingSet, check_modalities
 from m5ds.downstream.encoding import Request, encode_split
 from m5ds.downstream.evaluation_data import EvaluationData, Transform, use_file
@@ -102,6 +102,14 @@ class Evaluation:
         """Labels of every product of every split: the released code's whole ground truth."""
         return np.concatenate([read_labels(ShardReader(self.shards, split)) for split in self.manifest.splits])
 
+    def split(self, pretrained: Pretrained, name: str) -> EvaluationData:
+        """A split by its name, the tested one or another."""
+        return (
+            self.data(pretrained)
+            if name == self.settings.test_split
+            else self.data(pretrained, f"split {name}", split=name)
+        )
+
     def data(
         self, pretrained: Pretrained, name: str = "", transform: Transform | None = None, split: str | None = None
     ) -> EvaluationData:
@@ -141,8 +149,13 @@ class Evaluation:
 
 
 def evaluate_task(task: str, evaluation: Evaluation, pretrained: Pretrained, stage: str) -> Result | None:
-    """clustering, coarse_retrieval or instance_retrieval on the test split; the result on rank 0, None elsewhere."""
-    run = {"clustering": _clustering, "coarse_retrieval": _coarse, "instance_retrieval": _instance}[task]
+    """A task that trains no encoder, on the test split; the result on rank 0, None elsewhere."""
+    run = {
+        "clustering": _clustering,
+        "coarse_retrieval": _coarse,
+        "instance_retrieval": _instance,
+        "linear_probe": probe_job.run,
+    }[task]
     try:
         found = run(evaluation, pretrained)
     except ValueError as error:
@@ -180,10 +193,9 @@ def _sides(
         return None if sides[0] is None or sides[1] is None else (sides[0][0], sides[1][0])
     split = config.gallery_split or evaluation.settings.test_split
     if split != evaluation.settings.test_split:
-        searched = evaluation.data(pretrained, f"split {split}", split=split)
         pair = [
-            encode_split(pretrained, data, [Request(options=one)])
-            for data, one in zip((evaluation.data(pretrained), searched), options, strict=True)
+            encode_split(pretrained, evaluation.split(pretrained, name), [Request(options=one)])
+            for name, one in zip((evaluation.settings.test_split, split), options, strict=True)
         ]
         return None if pair[0] is None or pair[1] is None else (pair[0][0], pair[1][0])
     sets = encode_split(
@@ -235,7 +247,7 @@ def classification_table(evaluation: Evaluation, pretrained: Pretrained, name: s
         return None
     logits_NC = pretrained.head.logits(sets[0].vector_ND)
     return tasks.classification(
-        sets[0].ids, sets[0].label_N, logits_NC, evaluation.classes, evaluation.uncertainty, name
+        sets[0].ids, sets[0].label_N, logits_NC[None], evaluation.classes, evaluation.uncertainty, name
     )
 
 

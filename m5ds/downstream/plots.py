@@ -192,6 +192,28 @@ def learning_curve(result: Result) -> str | None:
     return _two_scales(train, accuracy, "validation accuracy", 1.0)
 
 
+def label_curves(results: Sequence[Result]) -> str | None:
+    """Accuracy of linear probes over the number of labels, one line a result."""
+    with plt.rc_context(_STYLE):
+        figure, axis = plt.subplots(figsize=(5.6, 3.2))
+        colors = plt.get_cmap("tab20")(range(20))
+        for number, result in enumerate(results):
+            tables = [table for table in result.tables if not table.name.endswith(" only")]
+            tables.sort(key=lambda table: table.facts["labels"])
+            if len(tables) < 2:
+                continue
+            labels = [table.facts["labels"] for table in tables]
+            found, color = [table.metrics["accuracy"] for table in tables], colors[number % 20]
+            axis.plot(labels, [v.estimate for v in found], color=color, marker="o", ms=3, label=result.stage)
+            axis.fill_between(labels, [v.low for v in found], [v.high for v in found], color=color, alpha=0.12)
+        if not axis.has_data():
+            plt.close(figure)
+            return None
+        axis.set(xlabel="labels", ylabel="accuracy", xscale="log", ylim=(0, 1))
+        axis.legend(frameon=False, fontsize=8)
+        return _svg(figure)
+
+
 def pretraining_curve(records: Sequence[dict[str, Any]]) -> str | None:
     """Total training loss, and how many times better than chance held-out retrieval across modalities is."""
     train = [(r["step"], r["loss/total"]) for r in records if "loss/total" in r]

@@ -20,18 +20,20 @@ from m5ds.train.records import read_lines
 
 TITLES = {
     "classification": "Classification",
+    "linear_probe": "Linear probe (classification on frozen features)",
     "clustering": "Clustering",
     "coarse_retrieval": "Coarse retrieval (same category)",
     "instance_retrieval": "Instance retrieval (same product)",
     "robustness": "Robustness",
 }
-COMPARED = {
+COMPARED: dict[str, tuple[str | None, tuple[str, ...]]] = {
     "classification": ("test", ("accuracy", "macro_accuracy")),
+    "linear_probe": (None, ("accuracy", "macro_accuracy")),
     "clustering": ("k-means", ("nmi", "purity", "ari")),
     "coarse_retrieval": ("standard", ("ap@10", "prec@1", "ndcg@10")),
     "instance_retrieval": ("standard", ("ap@10", "recall@10")),
 }
-"""Task -> (table, metrics) of the paired comparisons."""
+"""Task -> (table, metrics) of the paired comparisons; None: every table."""
 NUM_EXAMPLES = 5
 """Queries that are shown of each retrieval result."""
 
@@ -116,25 +118,36 @@ def _opening(results: Sequence[Result]) -> list[Block]:
     ]
 
 
+def _compared(results: Sequence[Result]) -> Iterable[tuple[str, str, tuple[str, ...]]]:
+    """(task, table, metrics) of COMPARED, with the tables that the results have."""
+    for task, (name, metrics) in COMPARED.items():
+        found = dict.fromkeys(table.name for result in results if result.task == task for table in result.tables)
+        yield from ((task, table, metrics) for table in found if name in (None, table))
+
+
+def _title(task: str, table: str) -> str:
+    return task if COMPARED[task][0] else f"{task}, {table}"
+
+
 def _over_seeds(results: Sequence[Result]) -> list[Block]:
     """Where a task has several results of one stage (training seeds): mean, spread, and the difference to each other
     stage with as many. Seeds and products are both resampled; scores of clusterings have Student's t over seeds."""
     rows = []
-    for task, (name, metrics) in COMPARED.items():
+    for task, name, metrics in _compared(results):
         stages: dict[str, list[Table]] = {}
         for result in results:
             if result.task == task and name in [table.name for table in result.tables]:
                 stages.setdefault(result.stage, []).append(result.table(name))
         repeated = {stage: tables for stage, tables in stages.items() if len(tables) > 1}
+        title = _title(task, name)
         for number, (stage, tables) in enumerate(repeated.items()):
             others = [(s, t) for s, t in list(repeated.items())[:number] if len(t) == len(tables)]
             for metric in (name for name in metrics if all(name in table.metrics for table in tables)):
-                row = [f"{task}: {stage} ({len(tables)} seeds)", metric, cell(_seeds(tables, metric))]
-                rows.append(row)
+                rows.append([f"{title}: {stage} ({len(tables)} seeds)", metric, cell(_seeds(tables, metric))])
                 for other, baseline in others:
                     if any(metric not in table.metrics for table in baseline):
                         continue  # of another k
-                    rows.append([f"{task}: {stage} - {other}", metric, cell(_seeds(tables, metric, baseline))])
+                    rows.append([f"{title}: {stage} - {other}", metric, cell(_seeds(tables, metric, baseline))])
     if not rows:
         return []
     return [Heading("Over training seeds"), Grid(["", "metric", "%"], rows, "results of equal rank are paired")]
@@ -161,7 +174,7 @@ def _comparisons(results: Sequence[Result]) -> list[Block]:
     """Each stage against each earlier one of the same task, paired by product. Stages with several results (training
     seeds) are compared in `_over_seeds` instead."""
     rows = []
-    for task, (table, metrics) in COMPARED.items():
+    for task, table, metrics in _compared(results):
         stages = [result.stage for result in results if result.task == task]
         chosen = [result for result in results if result.task == task and stages.count(result.stage) == 1]
         for number, result in enumerate(chosen):
@@ -172,7 +185,9 @@ def _comparisons(results: Sequence[Result]) -> list[Block]:
                     except ValueError:
                         continue  # another split or protocol: nothing to pair
                     verdict = "yes" if difference.excludes_zero else "no"
-                    rows.append([f"{task}: {result.stage} - {baseline.stage}", metric, cell(difference), verdict])
+                    rows.append(
+                        [f"{_title(task, table)}: {result.stage} - {baseline.stage}", metric, cell(difference), verdict]
+                    )
     if not rows:
         return []
     return [
@@ -206,6 +221,8 @@ def _drawings(results: Sequence[Result], pretrained: Sequence[str], shards: str 
     add(plots.long_tail(labelled, {"classification": "accuracy", "coarse_retrieval": "mAP@10"}), "The long tail.")
     for source in pretrained:
         add(plots.pretraining_curve(_run_records(source)), f"Learning curve of pretraining ({source}).", small=True)
+    probes = [result for result in results if result.task == "linear_probe"]
+    add(plots.label_curves(probes), "Linear probe: accuracy against the share of the labels; shaded: 95 % interval.")
     for result in results:
         if result.task == "classification":
             caption = f"Learning curve of classification ({result.stage})."

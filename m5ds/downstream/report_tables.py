@@ -94,7 +94,12 @@ def task_tables(task: str, results: Sequence[Result]) -> list[Block]:
             rows = [[result.stage, *(cell(table.metrics.get(m)) for m in metrics)] for result, table in pairs]
             blocks.append(Grid(["stage", *metrics], rows, caption))
         blocks += _group_grid(pairs)
-    return blocks
+    return [*blocks, *(block for result in results for block in _not_scored(result))]
+
+
+def _not_scored(result: Result) -> list[Block]:
+    found = result.extras.get("not_scored", {})
+    return [Text(f"{name} ({result.stage}): not scored, {reason}") for name, reason in found.items()]
 
 
 def _facts(table: Table) -> str:
@@ -151,9 +156,7 @@ def _robustness_tables(result: Result) -> list[Block]:
             queries = next(iter(same.values())).facts["scored_queries"]
             rows.append([condition, *cells, str(queries)])
         blocks.append(Grid([*header, "queries"], rows, f"{result.stage}, policy {' | '.join(policies)}, %: {caption}"))
-    for name, reason in result.extras.get("not_scored", {}).items():
-        blocks.append(Text(f"{name}: not scored, {reason}"))
-    return blocks
+    return [*blocks, *_not_scored(result)]
 
 
 def _named(policies: Sequence[str]) -> Sequence[str]:

@@ -50,6 +50,30 @@ class ClassificationConfig:
 
 
 @_config
+class LinearProbeConfig:
+    """Classification on frozen features (m5ds/downstream/linear_probe.py); rare categories as in `classification`."""
+
+    modalities: list[str] | None = None
+    """Shown to the model; None: all of its."""
+    alone: list[str] | None = None
+    """Modalities that are also shown alone, a table each with all labels; None: all of the model's."""
+    states: Literal["fused", "contrastive"] = "fused"
+    operation: Literal["concat", "mean", "sum"] = "mean"
+    """With `states`, the features; these defaults are those of retrieval and clustering."""
+    inverse_regularization: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = dataclasses.field(
+        default_factory=lambda: [1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2]
+    )
+    """scikit-learn's C; of several the one with the best accuracy on the validation split."""
+    max_iterations: Positive = 200
+    label_fractions: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = dataclasses.field(
+        default_factory=lambda: [0.05, 0.1, 0.2, 0.5, 1.0]
+    )
+    """Shares of the training labels that are known, a table each."""
+    draws: Positive = 5
+    """Draws of the labels at each share below 1; their results are averaged."""
+
+
+@_config
 class RetrievalConfig:
     """Paper tasks 1 and 2, each with a section of this shape."""
 
@@ -128,6 +152,7 @@ class DownstreamConfig:
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig(epochs=5)
     classification: ClassificationConfig = ClassificationConfig()
+    linear_probe: LinearProbeConfig = LinearProbeConfig()
     coarse_retrieval: RetrievalConfig = RetrievalConfig()
     instance_retrieval: RetrievalConfig = RetrievalConfig()
     clustering: ClusteringConfig = ClusteringConfig()
@@ -149,6 +174,11 @@ def load(path: str | Path, overrides: list[str] | None = None) -> DownstreamConf
         raise run_config.ConfigError(
             f"{path}: classification.patience would choose the checkpoint on the split that is tested, validation; set"
             " it to 0 or test on another split"
+        )
+    if len(settings.linear_probe.inverse_regularization) > 1 and settings.test_split == "validation":
+        raise run_config.ConfigError(
+            f"{path}: linear_probe.inverse_regularization would be chosen on the split that is tested, validation; give"
+            " it one value or test on another split"
         )
     if settings.instance_retrieval.gallery_split is not None:
         raise run_config.ConfigError(

@@ -1,6 +1,6 @@
 """The four tasks of the paper on embeddings: from vectors and labels to tables with intervals (PAPER.md section 3).
 
-Shape letters: N products, C categories, W width.
+Shape letters: N products, C categories, W width, D classifiers (of several draws of the labels, say).
 """
 
 from collections.abc import Sequence
@@ -194,12 +194,13 @@ def clustering(products: EmbeddingSet, config: ClusteringConfig, uncertainty: Un
 def classification(
     ids: Sequence[str],
     label_N: NDArray[np.int64],
-    logits_NC: NDArray[np.float32],
+    logits_DNC: NDArray[np.float32],
     classes: ClassChoice,
     uncertainty: Uncertainty,
     name: str = "test",
 ) -> Table:
     """Accuracy, macro accuracy and top-5 of the labelled products; only categories with training products are guessed.
+    Of several classifiers the means.
 
     `ValueError` where no product has a label of a kept category.
     """
@@ -209,17 +210,19 @@ def classification(
         raise ValueError(f"classification: {len(rows)} of {len(ids)} products have a label of a kept category")
     kept_ids = tuple(ids[i] for i in rows.tolist())
     label_N = label_N[rows]
-    logits_NC = np.where(classes.count_C > 0, logits_NC[rows], -np.inf)
-    predicted_N = logits_NC.argmax(1)
-    correct_N = (predicted_N == label_N).astype(np.float64)
-    top5_N = metrics.top_k_correct(label_N, logits_NC, 5)
+    logits_DNC = np.where(classes.count_C > 0, logits_DNC[:, rows], -np.inf)
+    predicted_DN = logits_DNC.argmax(2)
+    correct_N = (predicted_DN == label_N).mean(0)
+    top5_N = np.mean([metrics.top_k_correct(label_N, logits_NC, 5) for logits_NC in logits_DNC], axis=0)
+
+    def macro_accuracy(chosen: NDArray[np.int64]) -> float:
+        return float(np.mean([metrics.macro_accuracy(label_N[chosen], one_N[chosen]) for one_N in predicted_DN]))
+
     return Table(
         name=name,
         metrics={
             "accuracy": uncertainty.mean(correct_N, kept_ids),
-            "macro_accuracy": uncertainty.statistic(
-                lambda chosen: metrics.macro_accuracy(label_N[chosen], predicted_N[chosen]), kept_ids
-            ),
+            "macro_accuracy": uncertainty.statistic(macro_accuracy, kept_ids),
             "top5_accuracy": uncertainty.mean(top5_N, kept_ids),
         },
         facts={
@@ -235,6 +238,6 @@ def classification(
             "accuracy": correct_N,
             "top5_accuracy": top5_N,
             "label": label_N.astype(np.float64),
-            "predicted": predicted_N.astype(np.float64),
+            **{f"predicted/{number}": one_N.astype(np.float64) for number, one_N in enumerate(predicted_DN)},
         },
     )

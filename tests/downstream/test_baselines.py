@@ -30,7 +30,7 @@ def evaluation(shards):
 @pytest.mark.parametrize("name", list(baselines.BASELINES))
 def test_each_baseline_gives_results_of_every_task_that_it_can_do(evaluation, name):
     results = {result.task: result for result in evaluate_baseline(name, evaluation)}
-    wanted = {"coarse_retrieval", "clustering", "classification"}
+    wanted = {"coarse_retrieval", "clustering", "classification", "linear_probe"}
     assert set(results) == (wanted | {"instance_retrieval"} if name == "color histogram" else wanted)
     assert {result.stage for result in results.values()} == {name}
     assert results["coarse_retrieval"].manifest_hash == evaluation.manifest.hash

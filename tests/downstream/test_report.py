@@ -71,9 +71,18 @@ def folder(tmp_path_factory):
         points = {"xy": random.normal(size=(60, 2)).tolist(), "label": LABELS.tolist()}
         write_result(tmp_path / f"clustering-{stage}", make("clustering", stage, tables, projection=points))
     classes = choose_classes(TRAIN, ("a", "b", "c", "d"), minimum=1, rare="keep")
-    table = tasks.classification(products.ids, LABELS, products.vector_ND, classes, UNCERTAINTY)
+    table = tasks.classification(products.ids, LABELS, products.vector_ND[None], classes, UNCERTAINTY)
     curve = [{"step": s, "kind": "train", "loss/classification": 1 / (s + 1)} for s in range(5)]
     write_result(tmp_path / "classification", make("classification", "finetune", [table], learning_curve=curve))
+    for stage, noise in (("untrained", 2.0), ("pretrain", 0.3)):
+        logits_NC = np.eye(4)[LABELS] + noise * random.normal(size=(60, 4))
+        tables = []
+        for name, labels in (("10 % of the labels", 6.0), ("all labels", 60.0), ("text only", 60.0)):
+            table = tasks.classification(products.ids, LABELS, logits_NC[None], classes, UNCERTAINTY, name)
+            table.facts |= {"labels": labels, "draws": 1}
+            tables.append(table)
+        reason = {"not_scored": {"5 % of the labels": "a draw of 1 labels holds 1 categories"}}
+        write_result(tmp_path / f"probe-{stage}", make("linear_probe", stage, tables, **reason))
     extras = CORRELATION | {"harmony": HARMONY}
     write_result(tmp_path / "robustness", make("robustness", "pretrain", robustness_tables(), **extras))
     return tmp_path
@@ -117,6 +126,9 @@ def test_every_task_stage_and_comparison_is_there(document):
     for wanted in ("Classification", "Clustering", "Coarse retrieval", "Robustness", "Paired comparisons", "Commands"):
         assert f"## {wanted}" in text, wanted
     assert "coarse_retrieval: pretrain - untrained | ap@10" in text
+    for table in ("10 % of the labels", "all labels", "text only"):
+        assert f"linear_probe, {table}: pretrain - untrained | accuracy" in text, table
+    assert "5 % of the labels (untrained): not scored, a draw of 1 labels" in text
     assert re.search(r"pretrain - untrained \| ap@10 \| .* \| yes", text)
     assert "paper," not in text
 
@@ -131,6 +143,7 @@ def test_drawings_are_valid_svg_and_cover_what_the_results_hold(document):
         "long tail",
         "t-SNE",
         "Learning curve",
+        "Linear probe",
         "Mean cosine",
         "Modality w",
     ):

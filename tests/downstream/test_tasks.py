@@ -86,11 +86,11 @@ def classes(minimum=1, rare="keep", counts=(5, 4, 3, 1)):
 def test_classification_counts_products_of_unseen_categories_as_errors():
     label_N = np.array([0, 1, 2, 3, 4, -1])
     logits_NC = np.eye(5)[[0, 1, 2, 3, 4, 0]].astype(np.float32)
-    table = tasks.classification([f"p{i}" for i in range(6)], label_N, logits_NC, classes(), uncertainty())
+    table = tasks.classification([f"p{i}" for i in range(6)], label_N, logits_NC[None], classes(), uncertainty())
     assert table.metrics["accuracy"].estimate == pytest.approx(4 / 5)
     assert table.metrics["macro_accuracy"].estimate == pytest.approx(4 / 5)
     assert table.facts["products_of_unseen_categories"] == 1
-    assert 4 not in table.values["predicted"]
+    assert 4 not in table.values["predicted/0"]
 
 
 def test_rare_categories_are_an_error_unless_dropped_or_kept():
