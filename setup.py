@@ -32,7 +32,7 @@ CORE = [
     "matplotlib",
     "safetensors",
 ]
-DOWNSTREAM = ["scikit-learn", "faiss-cpu", "peft", "pandas"]
+DOWNSTREAM = ["scikit-learn", "scipy", "faiss-cpu", "peft", "pandas"]
 DEVELOPMENT = [
     "pytest",
     "pytest-timeout",
@@ -42,7 +42,6 @@ DEVELOPMENT = [
     "codespell",
     "hypothesis",
     "pre_commit",
-    "scipy",
     "ranx",
 ]
 

@@ -7,7 +7,6 @@ computed by `exact_topk` and verified against FAISS flat before anything is time
 """
 
 import argparse
-import csv
 import os
 import platform
 import resource
@@ -19,11 +18,8 @@ import numpy as np
 
 from m5ds.cli import run_tool
 from m5ds.downstream.search import build_index, exact_topk, recall_of, search
+from m5ds.kernels.benchmarks.results import append_csv
 
-FIELDS = (
-    *("kind", "count", "width", "queries", "threads", "build_s", "batch_ms_per_query", "p20_ms", "p50_ms", "p80_ms"),
-    *("recall@10", "peak_rss_gb", "cpu", "faiss"),
-)
 BLOCK = 65536
 
 
@@ -54,18 +50,10 @@ def main() -> None:
     started = time.perf_counter()
     exact_scores, exact_QK = exact_topk(query_QD, gallery_GD, 10)
     print(f"exact_topk: {time.perf_counter() - started:.1f} s for {len(query_QD)} queries", flush=True)
-    path = Path(arguments.out)
-    is_new = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if is_new:
-            writer.writeheader()
-        for kind in arguments.kinds.split(","):
-            row = measure(kind, query_QD, gallery_GD, exact_QK, exact_scores)
-            writer.writerow(row)
-            file.flush()
-            print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+    for kind in arguments.kinds.split(","):
+        row = measure(kind, query_QD, gallery_GD, exact_QK, exact_scores)
+        append_csv(Path(arguments.out), row)
+        print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
 
 
 def measure(kind: str, query_QD, gallery_GD, exact_QK, exact_scores) -> dict[str, object]:
