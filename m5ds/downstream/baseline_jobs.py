@@ -12,11 +12,14 @@ from m5ds.downstream.results import Result, Table
 
 
 def evaluate_baseline(name: str, evaluation: Evaluation) -> list[Result]:
-    """Coarse retrieval, clustering and classification; instance retrieval where it is by file or by group.
+    """Coarse retrieval, clustering, classification and, except on `train`, a linear probe; instance retrieval where it
+    is by file or by group.
 
     Queries and gallery are those of a model; what is learned comes from `train`.
     """
     settings, manifest = evaluation.settings, evaluation.manifest
+    if settings.test_split != "train":
+        needed_splits(evaluation)
     train = list(read_products(evaluation.shards, "train"))
     test = list(read_products(evaluation.shards, settings.test_split))
     vectorizer = BASELINES[name][1](train)
@@ -40,12 +43,13 @@ def evaluate_baseline(name: str, evaluation: Evaluation) -> list[Result]:
     votes_NC = nearest_votes(learned, tested, len(manifest.categories))
     table = tasks.classification(tested.ids, tested.label_N, votes_NC[None], evaluation.classes, uncertainty)
     results.append(_result("classification", name, evaluation, [table], {}))
-    sets = {"train": whole, settings.test_split: tested}
-    for split in needed_splits(evaluation):
-        if split not in sets:
-            sets[split] = vectors(list(read_products(evaluation.shards, split)), split)
-    probes = label_tables(evaluation, sets, standardized=False)
-    results.append(_result("linear_probe", name, evaluation, *probes))
+    if settings.test_split != "train":  # where a probe would be tested on what it learned
+        sets = {"train": whole, settings.test_split: tested}
+        for split in needed_splits(evaluation):
+            if split not in sets:
+                sets[split] = vectors(list(read_products(evaluation.shards, split)), split)
+        probes, not_scored = label_tables(evaluation, sets, settings.linear_probe.label_fractions, standardized=False)
+        results.append(_result("linear_probe", name, evaluation, probes, {"not_scored": not_scored}))
     config = settings.instance_retrieval
     if config.instance == "file" and BASELINES[name][0] == ("image",):
         queries, gallery = (

@@ -102,7 +102,7 @@ class ProductClassifier(nn.Module):
         self.weight_C, self.shift_C = torch.ones(num_classes), torch.zeros(num_classes)
 
     def freeze_encoder(self) -> None:
-        """Everything for a linear probe or adapters; for full finetuning what only pretraining uses."""
+        """Everything for the head alone or adapters; for full finetuning what only pretraining uses."""
         for name, parameter in self.encoder.named_parameters():
             parameter.requires_grad_(self.tuning == "full" and not name.startswith(_PRETRAINING_PARTS))
 

@@ -88,9 +88,19 @@ class Evaluation:
     @cached_property
     def classes(self) -> ClassChoice:
         """The categories that a classifier learns, by the configured policy for rare ones. `ValueError` as there."""
+        if self.labelled_reader is self.train_reader:
+            return self.all_classes
+        return self._choose(read_labels(self.labelled_reader))
+
+    @cached_property
+    def all_classes(self) -> ClassChoice:
+        """The same by every label of the training split, whatever `classification.label_fraction` is."""
+        return self._choose(self.train_label_N)
+
+    def _choose(self, label_N: NDArray[np.int64]) -> ClassChoice:
         try:
             return choose_classes(
-                self.train_label_N if self.labelled_reader is self.train_reader else read_labels(self.labelled_reader),
+                label_N,
                 self.manifest.categories,
                 minimum=self.settings.classification.min_class_products,
                 rare=self.settings.classification.rare_classes,

@@ -1,8 +1,10 @@
 """Classification on frozen features: a logistic regression over product embeddings, with all labels and with few.
 
-The protocol of CLIP's linear probe (Radford et al. 2021, section 3.2 and appendix A.3): L-BFGS over standardised
-features, the strength of regularisation chosen on the validation split. Nothing of the encoder moves, so the score says
-what its features hold. Shape letters: N products, W width, C categories, D draws of the labels.
+After CLIP's linear probe (Radford et al. 2021, section 3.2): L-BFGS, the strength of regularisation chosen on the
+validation split; ours standardises the features and does not fit again with the validation products. Nothing of the
+encoder moves, so the score says what its features hold.
+
+Shape letters: N products, W width, C categories, D draws of the labels.
 """
 
 import warnings
@@ -23,6 +25,8 @@ from m5ds.downstream.results import Table
 from m5ds.downstream.settings import LinearProbeConfig
 
 ALL_LABELS = "all labels"
+ALONE = " only"
+"""What the names of tables of one modality end with."""
 
 
 class TooFewLabelsError(ValueError):
@@ -51,13 +55,18 @@ class ProbeData:
         *,
         standardized: bool = True,
     ) -> "ProbeData":
-        """Features of three splits. `standardized` by the training split's means and deviations; sparse ones not."""
+        """Features of three splits, by the training split's means and deviations.
+
+        `standardized=False` keeps sparse vectors sparse: one factor makes their mean square 1, as standardised ones
+        have it, so that a strength means the same for both.
+        """
         given = [None if one is None else one.vector_ND for one in (train, validation, test)]
         if standardized:
             scaler = StandardScaler().fit(train.vector_ND)
             vectors = [None if one is None else scaler.transform(one) for one in given]
         else:
-            vectors = [None if one is None else sparse.csr_matrix(one) for one in given]
+            factor = np.float32(1 / np.sqrt(np.square(train.vector_ND, dtype=np.float64).mean()))
+            vectors = [None if one is None else sparse.csr_matrix(one * factor) for one in given]
         return cls(
             train_NW=vectors[0],
             train_label_N=classes.apply(train.label_N),
@@ -71,10 +80,11 @@ class ProbeData:
 def probe(
     data: ProbeData, draws: Sequence[NDArray[np.bool_]], config: LinearProbeConfig
 ) -> tuple[NDArray[np.float32], float]:
-    """(log-probabilities [D, N, C] of the test products, inverse regularisation) learned from each draw's labels.
+    """(scores [D, N, C] of the test products, inverse regularisation) learned from each draw's labels.
 
     The strength is the one whose validation accuracy, averaged over the draws, is best (the stronger of equals).
-    A category that a draw does not hold has -inf. `TooFewLabelsError`: a draw holds fewer than two.
+    A category that a draw does not hold has -inf. `ValueError`: no validation label to choose several strengths by.
+    `TooFewLabelsError`: a draw holds fewer than two categories.
     """
     rows = [np.flatnonzero(drawn_N & (data.train_label_N >= 0)) for drawn_N in draws]
     held = min(len(np.unique(data.train_label_N[row])) for row in rows)
@@ -83,12 +93,19 @@ def probe(
             f"linear_probe.label_fractions: a draw of {min(map(len, rows))} labels holds {held} categories, a probe"
             " needs two; ask for a larger fraction"
         )
+    if len(config.inverse_regularization) > 1 and not (
+        data.validation_label_N is not None and (data.validation_label_N >= 0).any()
+    ):
+        raise ValueError(
+            "no validation product has a label of a kept category to choose the strength by; give"
+            " linear_probe.inverse_regularization one value"
+        )
     best: tuple[float, float, NDArray[np.float32]] | None = None
     for strength in sorted(config.inverse_regularization):
         models = [_fit(data, row, strength, config.max_iterations) for row in rows]
         score = float(np.mean([_validation_accuracy(data, model) for model in models]))
         if best is None or score > best[0]:
-            best = score, strength, np.stack([_log_probabilities(data, model) for model in models])
+            best = score, strength, np.stack([_scores(data, model) for model in models])
     assert best is not None
     return best[2], best[1]
 
@@ -105,12 +122,16 @@ def _validation_accuracy(data: ProbeData, model: LogisticRegression) -> float:
     if data.validation_NW is None or data.validation_label_N is None:
         return 0.0
     known_N = data.validation_label_N >= 0
+    if not known_N.any():
+        return 0.0
     return float((model.predict(data.validation_NW) == data.validation_label_N)[known_N].mean())
 
 
-def _log_probabilities(data: ProbeData, model: LogisticRegression) -> NDArray[np.float32]:
+def _scores(data: ProbeData, model: LogisticRegression) -> NDArray[np.float32]:
     full_NC = np.full((data.test_NW.shape[0], data.num_categories), -np.inf, dtype=np.float32)
-    full_NC[:, model.classes_] = model.predict_log_proba(data.test_NW)
+    decision = model.decision_function(data.test_NW)
+    # Of two categories scikit-learn gives the second one's score alone.
+    full_NC[:, model.classes_] = np.stack([-decision, decision], 1) if decision.ndim == 1 else decision
     return full_NC
 
 

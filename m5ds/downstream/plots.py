@@ -14,6 +14,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
+from m5ds.downstream.linear_probe import ALONE  # noqa: E402
 from m5ds.downstream.results import Result, Table  # noqa: E402
 
 METRIC = "ap@10"
@@ -198,7 +199,7 @@ def label_curves(results: Sequence[Result]) -> str | None:
         figure, axis = plt.subplots(figsize=(5.6, 3.2))
         colors = plt.get_cmap("tab20")(range(20))
         for number, result in enumerate(results):
-            tables = [table for table in result.tables if not table.name.endswith(" only")]
+            tables = [table for table in result.tables if not table.name.endswith(ALONE)]
             tables.sort(key=lambda table: table.facts["labels"])
             if len(tables) < 2:
                 continue

@@ -15,7 +15,7 @@ from m5ds.downstream.embeddings import EmbeddingSet, check_modalities
 from m5ds.downstream.encoding import Request, encode_split
 from m5ds.downstream.features import FeatureOptions
 from m5ds.downstream.labels import drawn_labels
-from m5ds.downstream.linear_probe import ProbeData, TooFewLabelsError, label_name, probe_table
+from m5ds.downstream.linear_probe import ALONE, ProbeData, TooFewLabelsError, label_name, probe_table
 from m5ds.downstream.pretrained import Pretrained
 from m5ds.downstream.results import Table
 from m5ds.train import distributed
@@ -25,8 +25,19 @@ if TYPE_CHECKING:
 
 
 def run(evaluation: Evaluation, pretrained: Pretrained) -> tuple[list[Table], dict[str, Any]] | None:
-    """Tables of the test split on rank 0, None elsewhere. Collective."""
+    """Tables of the test split on rank 0, None elsewhere. Collective.
+
+    `ValueError`, before anything is embedded: the model has seen the labels, or splits or categories do not do.
+    """
     config, names = evaluation.settings.linear_probe, pretrained.model.names
+    if pretrained.head is not None:
+        raise ValueError(
+            f"{pretrained.source} was finetuned on the training labels that a probe would learn from; pass its"
+            " pretraining run as --checkpoint"
+        )
+    splits = needed_splits(evaluation)
+    # Read here, so that what is wrong with the labels is said before the work, on every rank.
+    assert evaluation.all_classes.kept_C.any()
 
     def chosen(given: list[str] | None, key: str) -> tuple[str, ...]:
         return names if given is None else check_modalities(given, names, f"linear_probe.{key}")
@@ -39,63 +50,88 @@ def run(evaluation: Evaluation, pretrained: Pretrained) -> tuple[list[Table], di
     ]
     found = {
         split: encode_split(pretrained, evaluation.split(pretrained, split), requests, progress=f"embed {split}")
-        for split in needed_splits(evaluation)
+        for split in splits
     }
-    if distributed.rank():
-        return None
-    sides = [{split: sets[number] for split, sets in found.items() if sets} for number in range(len(subsets))]
-    tables, extras = label_tables(evaluation, sides[0])
-    for side, subset in zip(sides[1:], subsets[1:], strict=True):
-        tables += label_tables(evaluation, side, fractions=[1.0], name=f"{subset[0]} only")[0]
-    return tables, extras
+    tables: list[Table] = []
+    not_scored: dict[str, str] = {}
+    with distributed.stop_together():
+        if distributed.rank() == 0:
+            sides = [{split: sets[number] for split, sets in found.items() if sets} for number in range(len(subsets))]
+            tables, not_scored = label_tables(evaluation, sides[0], config.label_fractions)
+            for side, subset in zip(sides[1:], subsets[1:], strict=True):
+                more, missing = label_tables(evaluation, side, [1.0], name=subset[0] + ALONE, shown_only=True)
+                tables, not_scored = tables + more, not_scored | missing
+            if not tables:
+                raise ValueError("; ".join(not_scored.values()))
+    return (tables, {"not_scored": not_scored}) if distributed.rank() == 0 else None
 
 
 def needed_splits(evaluation: Evaluation) -> list[str]:
-    """`train`, the tested split and, where a strength is to be chosen, `validation`. `ValueError` without it."""
-    splits = ["train", evaluation.settings.test_split]
-    if len(evaluation.settings.linear_probe.inverse_regularization) > 1:
-        if "validation" not in evaluation.manifest.splits:
-            raise ValueError("no split 'validation' to choose on; give linear_probe.inverse_regularization one value")
-        splits.append("validation")
-    return list(dict.fromkeys(splits))
+    """`train`, the tested split and, where a strength is to be chosen, `validation`.
+
+    `ValueError`: one is not there, or the tested one also teaches or chooses.
+    """
+    tested, there = evaluation.settings.test_split, evaluation.manifest.splits
+    chooses = len(evaluation.settings.linear_probe.inverse_regularization) > 1
+    one_value = "give linear_probe.inverse_regularization one value"
+    if tested == "train":
+        raise ValueError("a linear probe learns from `train`; set test_split to another split")
+    if chooses and tested == "validation":
+        raise ValueError(
+            "linear_probe.inverse_regularization would be chosen on the split that is tested, validation; give it one"
+            " value or test on another split"
+        )
+    if chooses and "validation" not in there:
+        raise ValueError(f"there is no split validation to choose linear_probe.inverse_regularization on; {one_value}")
+    for split, remedy in (("train", "a linear probe needs it"), (tested, "set test_split to one of these")):
+        if split not in there:
+            raise ValueError(f"no split {split!r} in the shards, which have {', '.join(there)}; {remedy}")
+    return ["train", *(["validation"] if chooses else []), tested]
 
 
 def label_tables(
     evaluation: Evaluation,
     sets: dict[str, EmbeddingSet],
+    fractions: Sequence[float],
     *,
-    fractions: Sequence[float] | None = None,
     name: str | None = None,
     standardized: bool = True,
-) -> tuple[list[Table], dict[str, Any]]:
-    """One table a share of the labels (those of the settings unless given), called `name` or after the share; and why
-    some could not be scored. `ValueError` where none could."""
-    settings, classes = evaluation.settings, evaluation.classes
+    shown_only: bool = False,
+) -> tuple[list[Table], dict[str, str]]:
+    """One table a share of the labels, called `name` or after the share; by that name, why one could not be scored.
+
+    `shown_only` leaves out products that have none of the modalities shown, in every split.
+    """
+    settings, classes = evaluation.settings, evaluation.all_classes
+    has_N = ~sets["train"].empty_N if shown_only else np.ones(len(sets["train"]), dtype=bool)
+    lacking = int(sets[settings.test_split].empty_N.sum())
+    if shown_only:
+        sets = {split: products.take(~products.empty_N) for split, products in sets.items()}
     train, test = sets["train"], sets[settings.test_split]
-    validation = sets["validation"] if "validation" in needed_splits(evaluation) else None
-    data = ProbeData.of(train, validation, test, classes, standardized=standardized)
+    if not len(train) or len(test) < 2:
+        return [], {name or "": "too few products have it"}
+    data = ProbeData.of(train, sets.get("validation"), test, classes, standardized=standardized)
     tables, not_scored = [], {}
-    for fraction in settings.linear_probe.label_fractions if fractions is None else fractions:
+    for fraction in fractions:
         title = name or label_name(fraction)
         try:
             table = probe_table(
                 title,
                 data,
-                _draws(evaluation, fraction),
+                [drawn_N[has_N] for drawn_N in _draws(evaluation, fraction)],
                 test,
                 settings.linear_probe,
                 classes,
                 evaluation.uncertainty,
                 label_fraction=fraction,
                 modalities="+".join(train.info.modalities),
+                products_without_these=lacking,
             )
         except TooFewLabelsError as error:
             not_scored[title] = str(error)
         else:
             tables.append(table)
-    if not tables:
-        raise ValueError("; ".join(not_scored.values()))
-    return tables, {"not_scored": not_scored}
+    return tables, not_scored
 
 
 def _draws(evaluation: Evaluation, fraction: float) -> list[NDArray[np.bool_]]:

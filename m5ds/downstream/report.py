@@ -13,6 +13,7 @@ from m5ds.data.manifest import read_manifest
 from m5ds.downstream import plots
 from m5ds.downstream.bootstrap import Interval, bootstrap_seeds, keys_of, seed_interval
 from m5ds.downstream.document import Block, Card, Code, Document, Drawing, Gallery, Grid, Heading, Text
+from m5ds.downstream.linear_probe import ALONE
 from m5ds.downstream.pictures import find_products
 from m5ds.downstream.report_tables import STAGES, cell, label, paper_tables, task_tables
 from m5ds.downstream.results import RESULTS, Result, Table, compare, launched, read_result
@@ -28,12 +29,12 @@ TITLES = {
 }
 COMPARED: dict[str, tuple[str | None, tuple[str, ...]]] = {
     "classification": ("test", ("accuracy", "macro_accuracy")),
-    "linear_probe": (None, ("accuracy", "macro_accuracy")),
+    "linear_probe": (None, ("accuracy",)),
     "clustering": ("k-means", ("nmi", "purity", "ari")),
     "coarse_retrieval": ("standard", ("ap@10", "prec@1", "ndcg@10")),
     "instance_retrieval": ("standard", ("ap@10", "recall@10")),
 }
-"""Task -> (table, metrics) of the paired comparisons; None: every table."""
+"""Task -> (table, metrics) of the paired comparisons; None: every table but those of one modality."""
 NUM_EXAMPLES = 5
 """Queries that are shown of each retrieval result."""
 
@@ -122,7 +123,8 @@ def _compared(results: Sequence[Result]) -> Iterable[tuple[str, str, tuple[str, 
     """(task, table, metrics) of COMPARED, with the tables that the results have."""
     for task, (name, metrics) in COMPARED.items():
         found = dict.fromkeys(table.name for result in results if result.task == task for table in result.tables)
-        yield from ((task, table, metrics) for table in found if name in (None, table))
+        chosen = [table for table in found if (name or table) == table and not table.endswith(ALONE)]
+        yield from ((task, table, metrics) for table in chosen)
 
 
 def _title(task: str, table: str) -> str:
@@ -222,7 +224,7 @@ def _drawings(results: Sequence[Result], pretrained: Sequence[str], shards: str 
     for source in pretrained:
         add(plots.pretraining_curve(_run_records(source)), f"Learning curve of pretraining ({source}).", small=True)
     probes = [result for result in results if result.task == "linear_probe"]
-    add(plots.label_curves(probes), "Linear probe: accuracy against the share of the labels; shaded: 95 % interval.")
+    add(plots.label_curves(probes), "Linear probe: accuracy against the number of labels; shaded: 95 % interval.")
     for result in results:
         if result.task == "classification":
             caption = f"Learning curve of classification ({result.stage})."

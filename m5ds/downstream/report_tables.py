@@ -8,6 +8,8 @@ from m5ds.downstream.bootstrap import Interval
 from m5ds.downstream.document import Block, Grid, Heading, Text
 from m5ds.downstream.results import Result, Table
 
+CHOSEN = "inverse_regularization"
+"""A fact that each result of a linear probe chooses for itself: a column."""
 STAGES = ("untrained", "pretrain", "finetune")
 """The paper's columns and what they are held against; other stages are baselines' names."""
 
@@ -81,7 +83,7 @@ def task_tables(task: str, results: Sequence[Result]) -> list[Block]:
     for name in dict.fromkeys(table.name for result in results for table in result.tables):
         pairs = [(r, t) for r in results for t in r.tables if t.name == name]
         metrics = list(dict.fromkeys(metric for _, table in pairs for metric in table.metrics))
-        caption = f"{name}, %: {_facts(pairs[0][1])}"
+        caption = f"{name}, %: {_facts([table for _, table in pairs])}"
         if all("@" in metric for metric in metrics):
             columns = list(dict.fromkeys(metric.partition("@")[0] for metric in metrics))
             rows = [
@@ -92,7 +94,11 @@ def task_tables(task: str, results: Sequence[Result]) -> list[Block]:
             blocks.append(Grid(["stage", "k", *(f"{column}@k" for column in columns)], rows, caption))
         else:
             rows = [[result.stage, *(cell(table.metrics.get(m)) for m in metrics)] for result, table in pairs]
-            blocks.append(Grid(["stage", *metrics], rows, caption))
+            header = ["stage", *metrics]
+            if any(CHOSEN in table.facts for _, table in pairs):
+                header.append(CHOSEN.replace("_", " "))
+                rows = [[*row, f"{t.facts.get(CHOSEN, '')}"] for row, (_, t) in zip(rows, pairs, strict=True)]
+            blocks.append(Grid(header, rows, caption))
         blocks += _group_grid(pairs)
     return [*blocks, *(block for result in results for block in _not_scored(result))]
 
@@ -102,8 +108,16 @@ def _not_scored(result: Result) -> list[Block]:
     return [Text(f"{name} ({result.stage}): not scored, {reason}") for name, reason in found.items()]
 
 
-def _facts(table: Table) -> str:
-    shown = {name: value for name, value in table.facts.items() if value not in ([], "", table.name)}
+def _facts(tables: Sequence[Table]) -> str:
+    """What is true of all rows of a grid."""
+    first = tables[0]
+    shown = {
+        name: value
+        for name, value in first.facts.items()
+        if name != CHOSEN
+        and value not in ([], "", first.name)
+        and all(table.facts.get(name) == value for table in tables)
+    }
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
 
 

@@ -213,7 +213,9 @@ def classification(
     logits_DNC = np.where(classes.count_C > 0, logits_DNC[:, rows], -np.inf)
     predicted_DN = logits_DNC.argmax(2)
     correct_N = (predicted_DN == label_N).mean(0)
-    top5_N = np.mean([metrics.top_k_correct(label_N, logits_NC, 5) for logits_NC in logits_DNC], axis=0)
+    guessed_DN = np.isfinite(np.take_along_axis(logits_DNC, label_N[None, :, None], axis=2)[..., 0])
+    top5_DN = np.stack([metrics.top_k_correct(label_N, logits_NC, 5) for logits_NC in logits_DNC])
+    top5_N = np.where(guessed_DN, top5_DN, 0.0).mean(0)
 
     def macro_accuracy(chosen: NDArray[np.int64]) -> float:
         return float(np.mean([metrics.macro_accuracy(label_N[chosen], one_N[chosen]) for one_N in predicted_DN]))

@@ -8,10 +8,12 @@ from downstream_examples import embedding_set
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
-from m5ds.downstream import settings as downstream_settings
-from m5ds.downstream import tasks
+from m5ds.downstream import probe_job, tasks
+from m5ds.downstream.classifier import ClassifierHead
+from m5ds.downstream.encoding import Request, encode_split
+from m5ds.downstream.features import FeatureOptions
 from m5ds.downstream.jobs import Evaluation, evaluate_task
-from m5ds.downstream.labels import ClassChoice, drawn_labels
+from m5ds.downstream.labels import ClassChoice, drawn_labels, read_labels
 from m5ds.downstream.linear_probe import ProbeData, label_name, probe, probe_table
 from m5ds.downstream.pretrained import load_pretrained
 from m5ds.downstream.settings import ClassificationConfig, DownstreamConfig, LinearProbeConfig
@@ -43,11 +45,13 @@ def test_features_are_standardised_by_the_training_split_alone(data):
     assert np.abs(data.test_NW.mean(0)).max() > 1e-3
 
 
-def test_sparse_features_stay_as_they_are():
+def test_sparse_features_stay_sparse_at_the_scale_of_standardised_ones():
     train = labelled(80, 0)
     found = ProbeData.of(train, None, train, CLASSES, standardized=False)
     assert sparse.issparse(found.train_NW)
-    np.testing.assert_array_equal(found.train_NW.toarray(), train.vector_ND)
+    rows = found.train_NW.toarray()
+    assert np.square(rows).mean() == pytest.approx(1.0, rel=1e-4)
+    np.testing.assert_allclose(rows / rows[0, 1], train.vector_ND / train.vector_ND[0, 1], rtol=1e-4)
 
 
 def test_left_out_categories_neither_teach_nor_are_guessed(data):
@@ -61,36 +65,55 @@ def test_one_strength_is_scikit_learns_logistic_regression(data):
     logits_DNC, strength = probe(data, [all_of(data)], config)
     known_N = data.train_label_N >= 0
     model = LogisticRegression(C=0.5, max_iter=200).fit(data.train_NW[known_N], data.train_label_N[known_N])
-    np.testing.assert_allclose(logits_DNC[0, :, :3], model.predict_log_proba(data.test_NW), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(logits_DNC[0, :, :3], model.decision_function(data.test_NW), rtol=1e-5, atol=1e-5)
     assert strength == 0.5
 
 
-def test_the_strength_is_chosen_on_validation_and_never_on_test(data):
-    config = LinearProbeConfig(inverse_regularization=[1e-6, 1.0, 1e3])
-    known_N = data.validation_label_N >= 0
+def test_the_strength_is_chosen_on_validation_and_never_on_test():
+    """Clouds that overlap. The true validation labels want much regularisation; all 0, they want little."""
+    noisy = ProbeData.of(labelled(16, 2, 0.8), labelled(400, 11, 0.8), labelled(400, 12, 0.8), CLASSES)
+    config = LinearProbeConfig(inverse_regularization=[1e-6, 0.05, 1e4])
+    known_N = noisy.validation_label_N >= 0
 
-    def accuracy(strength):
-        rows = data.train_label_N >= 0
-        model = LogisticRegression(C=strength, max_iter=200).fit(data.train_NW[rows], data.train_label_N[rows])
-        return (model.predict(data.validation_NW) == data.validation_label_N)[known_N].mean()
+    def accuracy(strength, label_N):
+        rows = noisy.train_label_N >= 0
+        model = LogisticRegression(C=strength, max_iter=200).fit(noisy.train_NW[rows], noisy.train_label_N[rows])
+        return (model.predict(noisy.validation_NW) == label_N)[known_N].mean()
 
-    scores = [accuracy(strength) for strength in config.inverse_regularization]
-    _, chosen = probe(data, [all_of(data)], config)
-    assert chosen == config.inverse_regularization[int(np.argmax(scores))]
-    emptied = dataclasses.replace(data, test_NW=np.zeros_like(data.test_NW))
-    assert probe(emptied, [all_of(data)], config)[1] == chosen
-    # Labels turned round: what was best is worst now, so the choice follows the validation labels.
-    turned = np.where(known_N, (data.validation_label_N + 1) % 3, -1)
-    assert probe(dataclasses.replace(data, validation_label_N=turned), [all_of(data)], config)[1] != chosen or (
-        scores[0] == max(scores)
-    )
+    def chosen(**changed):
+        return probe(dataclasses.replace(noisy, **changed), [all_of(noisy)], config)[1]
+
+    for label_N, best in ((noisy.validation_label_N, 1e-6), (np.where(known_N, 0, -1), 1e4)):
+        scores = [accuracy(strength, label_N) for strength in config.inverse_regularization]
+        assert config.inverse_regularization[int(np.argmax(scores))] == best, scores
+        assert chosen(validation_label_N=label_N) == best
+        assert chosen(validation_label_N=label_N, test_NW=np.zeros_like(noisy.test_NW)) == best
+
+
+def test_validation_labels_are_needed_to_choose_and_only_then(data):
+    unlabelled = dataclasses.replace(data, validation_label_N=np.full_like(data.validation_label_N, -1))
+    with pytest.raises(ValueError, match="no validation product has a label .*; give linear_probe.inverse_reg"):
+        probe(unlabelled, [all_of(data)], LinearProbeConfig())
+    assert probe(unlabelled, [all_of(data)], LinearProbeConfig(inverse_regularization=[2.0]))[1] == 2.0
+
+
+def test_a_category_that_was_not_learned_is_in_no_top_five(data):
+    test = labelled(40, 2)
+    few = np.isin(data.train_label_N, [1, 2])
+    config = LinearProbeConfig(inverse_regularization=[1.0])
+    table = probe_table("few", data, [few], test, config, CLASSES, tasks.Uncertainty(num_replicates=20))
+    of_first = table.values["label"] == 0
+    assert of_first.any() and not table.values["top5_accuracy"][of_first].any()
+    assert table.values["top5_accuracy"][~of_first].all()
 
 
 def test_a_probe_learns_from_the_drawn_labels_only(data):
     few = np.zeros(len(data.train_label_N), dtype=bool)
     few[[0, 1]] = True
     logits_DNC, _ = probe(data, [few], LinearProbeConfig(inverse_regularization=[1.0]))
-    assert np.isneginf(logits_DNC[..., 2]).all(), "the draw holds the categories 0 and 1"
+    assert np.isneginf(logits_DNC[..., 2]).all() and np.isfinite(logits_DNC[..., :2]).all(), (
+        "the draw holds the categories 0 and 1"
+    )
 
 
 def test_a_draw_of_one_category_is_refused_by_name(data):
@@ -171,10 +194,63 @@ def test_an_unknown_modality_is_an_error_that_names_the_key(evaluation, exported
             evaluate_task("linear_probe", broken, load_pretrained(exported), "pretrain")
 
 
-def test_a_grid_needs_a_validation_split_that_is_not_tested(tmp_path):
-    path = tmp_path / "probe.yaml"
-    path.write_text("name: probe\ntest_split: validation\ntrain: {epochs: 1}\nclassification: {patience: 0}\n")
-    with pytest.raises(ValueError, match="linear_probe.inverse_regularization would be chosen on the split"):
-        downstream_settings.load(path)
-    loaded = downstream_settings.load(path, ["linear_probe.inverse_regularization=[1.0]"])
-    assert loaded.linear_probe.inverse_regularization == [1.0]
+def changed(evaluation, **sections):
+    return Evaluation(dataclasses.replace(evaluation.settings, **sections), evaluation.shards)
+
+
+@pytest.mark.parametrize(
+    ("split", "grid", "message"),
+    [
+        ("train", [1.0], "learns from `train`; set test_split to another split"),
+        ("validation", [0.1, 1.0], "inverse_regularization would be chosen on the split that is tested, validation"),
+        ("tset", [1.0], "no split 'tset' in the shards, which have train, validation; set test_split"),
+    ],
+)
+def test_splits_that_would_leak_or_are_not_there_are_refused_before_the_work(
+    evaluation, exported, split, grid, message, monkeypatch
+):
+    monkeypatch.setattr(probe_job, "encode_split", None)
+    config = dataclasses.replace(evaluation.settings.linear_probe, inverse_regularization=grid)
+    broken = changed(evaluation, linear_probe=config, test_split=split)
+    with pytest.raises(ValueError, match=message):
+        evaluate_task("linear_probe", broken, load_pretrained(exported), "pretrain")
+
+
+def test_a_finetuned_model_has_seen_the_labels(evaluation, exported):
+    pretrained = load_pretrained(exported)
+    head = ClassifierHead(80, 8, len(evaluation.manifest.categories), 0.0)
+    with pytest.raises(ValueError, match="was finetuned on the training labels .*; pass its pretraining run"):
+        evaluate_task("linear_probe", evaluation, dataclasses.replace(pretrained, head=head), "finetune")
+
+
+def test_the_categories_are_those_of_all_labels_whatever_the_classifier_gets(evaluation, exported):
+    few = dataclasses.replace(evaluation.settings.classification, label_fraction=0.2)
+    first, second = (
+        evaluate_task("linear_probe", one, load_pretrained(exported), "pretrain").table("all labels")
+        for one in (evaluation, changed(evaluation, classification=few))
+    )
+    assert (changed(evaluation, classification=few).classes.count_C > 0).sum() < first.facts["categories"]
+    assert second.facts == first.facts and second.metrics == first.metrics
+
+
+def test_a_modality_alone_is_probed_on_the_products_that_have_it(evaluation, exported):
+    config = dataclasses.replace(evaluation.settings.linear_probe, alone=["audio"], label_fractions=[1.0])
+    result = evaluate_task("linear_probe", changed(evaluation, linear_probe=config), load_pretrained(exported), "x")
+    whole, audio = result.tables
+    pretrained = load_pretrained(exported)
+    has_N, taught_N = (
+        np.concatenate([item.batch.present_BM[:, pretrained.model.names.index("audio")] for item in data.batches()])
+        for data in (evaluation.split(pretrained, split) for split in ("validation", "train"))
+    )
+    assert 0 < has_N.sum() < len(has_N)
+    assert len(audio.ids) == audio.facts["products"] == has_N.sum()
+    assert audio.facts["products_without_these"] == len(has_N) - has_N.sum()
+    assert whole.facts["products"] == len(has_N)
+    assert audio.facts["labels"] == (taught_N & (evaluation.train_label_N >= 0)).sum()
+
+
+def test_draws_are_in_the_order_of_the_embeddings(evaluation, exported):
+    pretrained = load_pretrained(exported)
+    options = FeatureOptions(modalities=pretrained.model.names)
+    (train,) = encode_split(pretrained, evaluation.split(pretrained, "train"), [Request(options=options)])
+    assert train.label_N.tolist() == read_labels(evaluation.train_reader).tolist()

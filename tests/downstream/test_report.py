@@ -79,7 +79,7 @@ def folder(tmp_path_factory):
         tables = []
         for name, labels in (("10 % of the labels", 6.0), ("all labels", 60.0), ("text only", 60.0)):
             table = tasks.classification(products.ids, LABELS, logits_NC[None], classes, UNCERTAINTY, name)
-            table.facts |= {"labels": labels, "draws": 1}
+            table.facts |= {"labels": labels, "draws": 1, "inverse_regularization": noise}
             tables.append(table)
         reason = {"not_scored": {"5 % of the labels": "a draw of 1 labels holds 1 categories"}}
         write_result(tmp_path / f"probe-{stage}", make("linear_probe", stage, tables, **reason))
@@ -126,8 +126,10 @@ def test_every_task_stage_and_comparison_is_there(document):
     for wanted in ("Classification", "Clustering", "Coarse retrieval", "Robustness", "Paired comparisons", "Commands"):
         assert f"## {wanted}" in text, wanted
     assert "coarse_retrieval: pretrain - untrained | ap@10" in text
-    for table in ("10 % of the labels", "all labels", "text only"):
+    for table in ("10 % of the labels", "all labels"):
         assert f"linear_probe, {table}: pretrain - untrained | accuracy" in text, table
+    assert "| stage | accuracy | macro_accuracy | top5_accuracy | inverse regularization |" in text
+    assert "text only, %: " in text and "text only: pretrain - untrained" not in text
     assert "5 % of the labels (untrained): not scored, a draw of 1 labels" in text
     assert re.search(r"pretrain - untrained \| ap@10 \| .* \| yes", text)
     assert "paper," not in text
