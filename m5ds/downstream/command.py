@@ -110,7 +110,7 @@ def _evaluate(task: str, arguments, evaluation, pretrained, stage: str) -> None:
 
 
 def _all(arguments, evaluation, ds, pretrained) -> int:
-    """Untrained, pretrained and finetuned: every task of each stage, then robustness and the report."""
+    """Every task of the untrained, pretrained and finetuned model (no probe of the last), robustness and the report."""
     from m5ds.downstream.jobs import Evaluation, folder_of
     from m5ds.downstream.pretrained import load_pretrained
     from m5ds.downstream.report import build, load_results, write_report
