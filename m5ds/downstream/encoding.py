@@ -164,11 +164,15 @@ def with_policy(pretrained: Pretrained, absent: Literal["drop", "token", "zeros"
 
     `ValueError` for `token` on a model that was trained without its tokens.
     """
-    model = pretrained.model
-    if absent == "token" and model.spec.absent != "token":
+    check_policy(pretrained, absent)
+    pretrained.model.spec = dataclasses.replace(pretrained.model.spec, absent=absent)
+    return pretrained
+
+
+def check_policy(pretrained: Pretrained, absent: str) -> None:
+    """`ValueError` where the model's weights cannot follow the policy, whichever it follows at the moment."""
+    if absent == "token" and not hasattr(pretrained.model, "absent"):
         raise ValueError(
             "robustness.policies: token needs a model that was trained with it; leave it out or pretrain with"
             " model.absent=token"
         )
-    model.spec = dataclasses.replace(model.spec, absent=absent)
-    return pretrained

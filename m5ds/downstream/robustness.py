@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from m5ds.data.batch import Batch
 from m5ds.downstream.embeddings import EmbeddingSet
-from m5ds.downstream.encoding import Request, encode_split, with_policy
+from m5ds.downstream.encoding import Request, check_policy, encode_split, with_policy
 from m5ds.downstream.evaluation_data import damage_files
 from m5ds.downstream.features import FeatureOptions
 from m5ds.downstream.harmony_weights import mean_weights
@@ -79,7 +79,10 @@ def evaluate_robustness(evaluation: Evaluation, pretrained: Pretrained, stage: s
     names, own_policy = pretrained.model.names, pretrained.model.spec.absent
     tables: list[Table] = []
     not_scored: dict[str, str] = {}
-    for policy in settings.robustness.policies or [own_policy]:
+    policies = settings.robustness.policies or [own_policy]
+    for policy in policies:
+        check_policy(pretrained, policy)
+    for policy in policies:
         with_policy(pretrained, policy)
         chosen = conditions(settings, names, policy)
         batches = [(evaluation.data(pretrained), chosen)]

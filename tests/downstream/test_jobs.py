@@ -7,9 +7,11 @@ import types
 import numpy as np
 import pytest
 import torch
-from downstream_examples import embedding_set
+from downstream_examples import embedding_set, tiny_run
 
-from m5ds.downstream import jobs
+from m5ds.data.quickstart import TOKENIZER
+from m5ds.data.tokenizer import load_tokenizer
+from m5ds.downstream import jobs, robustness
 from m5ds.downstream import settings as downstream_settings
 from m5ds.downstream.classifier import ProductClassifier
 from m5ds.downstream.jobs import Evaluation, classification_table, evaluate_task, stage_of
@@ -23,6 +25,8 @@ from m5ds.downstream.settings import (
     RetrievalConfig,
     RobustnessConfig,
 )
+from m5ds.model.configuration import M5Config
+from m5ds.model.m5mmt import M5ForPretraining
 
 
 @pytest.fixture
@@ -92,6 +96,28 @@ def test_robustness_covers_all_subsets_rates_and_policies(evaluation, pretrained
     cosine = np.array(result.extras["correlation"]["fused"]["cosine"], dtype=float)
     np.testing.assert_allclose(np.diag(cosine), 1, atol=1e-3)
     np.testing.assert_allclose(cosine, cosine.T, atol=1e-3)
+
+
+def test_a_model_with_tokens_stands_under_all_three_policies(evaluation, shards, tmp_path):
+    tokenizer = load_tokenizer(shards.parent / TOKENIZER)
+    config = M5Config.for_tokenizer(tiny_run(tmp_path, "model.absent=token").model, tokenizer, initializer_seed=3)
+    M5ForPretraining(config).save_pretrained(tmp_path / "model")
+    tokenizer.save(tmp_path / "model" / "tokenizer")
+    pretrained = load_pretrained(tmp_path / "model")
+    asked = RobustnessConfig(policies=["drop", "token", "zeros"], rates=[0.5], noise_rates=[], by_modality=False)
+    settings = dataclasses.replace(evaluation.settings, robustness=asked)
+    result = evaluate_robustness(Evaluation(settings, evaluation.shards), pretrained, "pretrain")
+    scores = [result.table(f"{policy}: missing 0.5").values["ap@10"].tolist() for policy in asked.policies]
+    assert scores[0] != scores[1] != scores[2] != scores[0]
+    assert pretrained.model.spec.absent == "token"
+
+
+def test_tokens_that_were_never_trained_are_refused_before_the_work(evaluation, pretrained, monkeypatch):
+    asked = RobustnessConfig(policies=["drop", "token"])
+    broken = Evaluation(dataclasses.replace(evaluation.settings, robustness=asked), evaluation.shards)
+    monkeypatch.setattr(robustness, "encode_split", None)
+    with pytest.raises(ValueError, match="robustness.policies: token needs a model that was trained with it"):
+        evaluate_robustness(broken, pretrained, "pretrain")
 
 
 def test_instance_retrieval_by_another_file_uses_two_views(evaluation, pretrained):

@@ -74,6 +74,31 @@ FINETUNE = {
         finetune("classification", shards="unlabelled"),
         "unlabelled: labels absent: none of the 32 training products has one; build the shards from a catalogue",
     ),
+    "labels absent, probe": (
+        finetune("linear_probe", "linear_probe.inverse_regularization=[1.0]", shards="unlabelled"),
+        "linear_probe on test of unlabelled: unlabelled: labels absent: none of the 32 training products has one",
+    ),
+    "no split to choose the probe's strength on": (
+        finetune("linear_probe"),
+        "there is no split validation to choose linear_probe.inverse_regularization on; give linear_probe.inverse_reg",
+    ),
+    "no split to choose on, all tasks": (
+        finetune("all", "classification.patience=0"),
+        "there is no split validation to choose linear_probe.inverse_regularization on; give linear_probe.inverse_reg",
+    ),
+    "a probe of nothing": (
+        finetune("linear_probe", "linear_probe.inverse_regularization=[]"),
+        "linear_probe.inverse_regularization: ",
+    ),
+    "too few labels to probe": (
+        finetune(
+            "linear_probe",
+            "linear_probe.inverse_regularization=[1.0]",
+            "linear_probe.label_fractions=[0.001]",
+            "linear_probe.alone=[]",
+        ),
+        "linear_probe.label_fractions: a draw of 0 labels holds 0 categories, a probe needs two; ask for a larger",
+    ),
     "labels absent, retrieval": (
         finetune("coarse_retrieval", shards="unlabelled"),
         "coarse_retrieval on test of unlabelled: queries: none of the 8 products has a label; build",

@@ -134,6 +134,25 @@ def test_embeddings_do_not_depend_on_the_number_of_ranks(jobs):
     np.testing.assert_array_equal(one.vector_ND, two.vector_ND)
 
 
+def test_a_linear_probe_does_not_depend_on_the_number_of_ranks(jobs):
+    settings = (
+        "linear_probe.inverse_regularization=[1.0]",
+        "linear_probe.label_fractions=[0.5,1.0]",
+        "num_replicates=40",
+    )
+    results = []
+    for ranks in (1, 2):
+        where = (f"output_dir={jobs.root}/out", f"name=probe-{ranks}")
+        launching.run_ranks(
+            FINETUNE, ["linear_probe", "--checkpoint", str(jobs.run), *settings, *where], ranks, TIMEOUT
+        )
+        results.append(read_result(jobs.root / "out" / f"probe-{ranks}" / "linear_probe-pretrain")[0])
+    one, two = results
+    assert [table.name for table in one.tables] == [table.name for table in two.tables]
+    for ours, theirs in zip(one.tables, two.tables, strict=True):
+        assert ours.facts == theirs.facts and ours.metrics == theirs.metrics, ours.name
+
+
 def test_early_stopping_keeps_the_best_checkpoint_by_validation(jobs):
     more = ("classification.patience=1", "test_split=train", "train.validate_every=1", "train.total_steps=8")
     folder = jobs.classify("early", 1, *more, "train.learning_rate=1.0e-9")
