@@ -194,23 +194,31 @@ def learning_curve(result: Result) -> str | None:
 
 
 def label_curves(results: Sequence[Result]) -> str | None:
-    """Accuracy of linear probes over the number of labels, one line a result."""
+    """Accuracy of linear probes over the number of labels, one line a result, one color a stage."""
     with plt.rc_context(_STYLE):
         figure, axis = plt.subplots(figsize=(5.6, 3.2))
-        colors = plt.get_cmap("tab20")(range(20))
-        for number, result in enumerate(results):
+        axis.set_xscale("log")
+        axis.minorticks_off()
+        stages = list(dict.fromkeys(result.stage.partition(",")[0] for result in results))
+        named = set()
+        for result in results:
             tables = [table for table in result.tables if not table.name.endswith(ALONE)]
             tables.sort(key=lambda table: table.facts["labels"])
             if len(tables) < 2:
                 continue
             labels = [table.facts["labels"] for table in tables]
-            found, color = [table.metrics["accuracy"] for table in tables], colors[number % 20]
-            axis.plot(labels, [v.estimate for v in found], color=color, marker="o", ms=3, label=result.stage)
+            found = [table.metrics["accuracy"] for table in tables]
+            stage = result.stage.partition(",")[0]
+            color = plt.get_cmap("tab10")(stages.index(stage) % 10)
+            label = None if stage in named else stage
+            named.add(stage)
+            axis.plot(labels, [v.estimate for v in found], color=color, marker="o", ms=3, label=label)
+            axis.set_xticks(labels, [f"{number:.0f}" for number in labels])
             axis.fill_between(labels, [v.low for v in found], [v.high for v in found], color=color, alpha=0.12)
         if not axis.has_data():
             plt.close(figure)
             return None
-        axis.set(xlabel="labels", ylabel="accuracy", xscale="log", ylim=(0, 1))
+        axis.set(xlabel="labels", ylabel="accuracy", ylim=(0, 1))
         axis.legend(frameon=False, fontsize=8)
         return _svg(figure)
 
