@@ -94,7 +94,7 @@ FINETUNE = {
         finetune(
             "linear_probe",
             "linear_probe.inverse_regularization=[1.0]",
-            "linear_probe.label_fractions=[0.001]",
+            "linear_probe.label_fractions=[1.0e-6]",
             "linear_probe.alone=[]",
         ),
         "linear_probe.label_fractions: a draw of 0 labels holds 0 categories, a probe needs two; ask for a larger",
