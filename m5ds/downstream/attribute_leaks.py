@@ -51,7 +51,7 @@ def find_leaks(train: Iterable[RawProduct], held_out: Iterable[RawProduct]) -> l
         numbers = _numbers([value for value, _ in taught])
         guesses = _by_value(taught, pairs) if numbers is None else _by_number(numbers, taught, pairs)
         labels = [label for _, label in pairs]
-        commonest = Counter(label for _, label in taught).most_common(1)[0][0]
+        commonest = _commonest(label for _, label in taught)
         leaks.append(
             Leak(
                 key=key,

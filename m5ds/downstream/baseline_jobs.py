@@ -18,8 +18,8 @@ def evaluate_baseline(name: str, evaluation: Evaluation) -> list[Result]:
     Queries and gallery are those of a model; what is learned comes from `train`.
     """
     settings, manifest = evaluation.settings, evaluation.manifest
-    if settings.test_split != "train":
-        needed_splits(evaluation)
+    # A probe would be tested on what it learned from.
+    probed = [] if settings.test_split == "train" else needed_splits(evaluation)
     train = list(read_products(evaluation.shards, "train"))
     test = list(read_products(evaluation.shards, settings.test_split))
     vectorizer = BASELINES[name][1](train)
@@ -43,9 +43,9 @@ def evaluate_baseline(name: str, evaluation: Evaluation) -> list[Result]:
     votes_NC = nearest_votes(learned, tested, len(manifest.categories))
     table = tasks.classification(tested.ids, tested.label_N, votes_NC[None], evaluation.classes, uncertainty)
     results.append(_result("classification", name, evaluation, [table], {}))
-    if settings.test_split != "train":  # where a probe would be tested on what it learned
+    if probed:
         sets = {"train": whole, settings.test_split: tested}
-        for split in needed_splits(evaluation):
+        for split in probed:
             if split not in sets:
                 sets[split] = vectors(list(read_products(evaluation.shards, split)), split)
         probes, not_scored = label_tables(evaluation, sets, settings.linear_probe.label_fractions, standardized=False)

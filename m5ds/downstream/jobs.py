@@ -114,11 +114,9 @@ class Evaluation:
 
     def split(self, pretrained: Pretrained, name: str) -> EvaluationData:
         """A split by its name, the tested one or another."""
-        return (
-            self.data(pretrained)
-            if name == self.settings.test_split
-            else self.data(pretrained, f"split {name}", split=name)
-        )
+        if name == self.settings.test_split:
+            return self.data(pretrained)
+        return self.data(pretrained, f"split {name}", split=name)
 
     def data(
         self, pretrained: Pretrained, name: str = "", transform: Transform | None = None, split: str | None = None

@@ -24,13 +24,8 @@ from m5ds.downstream.labels import ClassChoice
 from m5ds.downstream.results import Table
 from m5ds.downstream.settings import LinearProbeConfig
 
-ALL_LABELS = "all labels"
 ALONE = " only"
 """What the names of tables of one modality end with."""
-
-
-class TooFewLabelsError(ValueError):
-    """A draw of the labels that nothing can be learned from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,19 +78,18 @@ def probe(
     """(scores [D, N, C] of the test products, inverse regularisation) learned from each draw's labels.
 
     The strength is the one whose validation accuracy, averaged over the draws, is best (the stronger of equals).
-    A category that a draw does not hold has -inf. `ValueError`: no validation label to choose several strengths by.
-    `TooFewLabelsError`: a draw holds fewer than two categories.
+    A category that a draw does not hold has -inf. `ValueError`: a draw holds fewer than two categories, or no
+    validation label is there to choose several strengths by.
     """
     rows = [np.flatnonzero(drawn_N & (data.train_label_N >= 0)) for drawn_N in draws]
     held = min(len(np.unique(data.train_label_N[row])) for row in rows)
     if held < 2:
-        raise TooFewLabelsError(
+        raise ValueError(
             f"linear_probe.label_fractions: a draw of {min(map(len, rows))} labels holds {held} categories, a probe"
             " needs two; ask for a larger fraction"
         )
-    if len(config.inverse_regularization) > 1 and not (
-        data.validation_label_N is not None and (data.validation_label_N >= 0).any()
-    ):
+    chooses = len(config.inverse_regularization) > 1
+    if chooses and (data.validation_label_N is None or (data.validation_label_N < 0).all()):
         raise ValueError(
             "no validation product has a label of a kept category to choose the strength by; give"
             " linear_probe.inverse_regularization one value"
@@ -103,7 +97,7 @@ def probe(
     best: tuple[float, float, NDArray[np.float32]] | None = None
     for strength in sorted(config.inverse_regularization):
         models = [_fit(data, row, strength, config.max_iterations) for row in rows]
-        score = float(np.mean([_validation_accuracy(data, model) for model in models]))
+        score = float(np.mean([_validation_accuracy(data, model) for model in models])) if chooses else 0.0
         if best is None or score > best[0]:
             best = score, strength, np.stack([_scores(data, model) for model in models])
     assert best is not None
@@ -119,11 +113,8 @@ def _fit(data: ProbeData, row: NDArray[np.int64], strength: float, max_iteration
 
 
 def _validation_accuracy(data: ProbeData, model: LogisticRegression) -> float:
-    if data.validation_NW is None or data.validation_label_N is None:
-        return 0.0
+    assert data.validation_label_N is not None
     known_N = data.validation_label_N >= 0
-    if not known_N.any():
-        return 0.0
     return float((model.predict(data.validation_NW) == data.validation_label_N)[known_N].mean())
 
 
@@ -137,7 +128,7 @@ def _scores(data: ProbeData, model: LogisticRegression) -> NDArray[np.float32]:
 
 def label_name(fraction: float) -> str:
     """How a table of this share of the labels is called."""
-    return ALL_LABELS if fraction == 1.0 else f"{100 * fraction:g} % of the labels"
+    return "all labels" if fraction == 1.0 else f"{100 * fraction:g} % of the labels"
 
 
 def probe_table(

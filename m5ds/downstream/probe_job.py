@@ -15,7 +15,7 @@ from m5ds.downstream.embeddings import EmbeddingSet, check_modalities
 from m5ds.downstream.encoding import Request, encode_split
 from m5ds.downstream.features import FeatureOptions
 from m5ds.downstream.labels import drawn_labels
-from m5ds.downstream.linear_probe import ALONE, ProbeData, TooFewLabelsError, label_name, probe_table
+from m5ds.downstream.linear_probe import ALONE, ProbeData, label_name, probe_table
 from m5ds.downstream.pretrained import Pretrained
 from m5ds.downstream.results import Table
 from m5ds.train import distributed
@@ -62,7 +62,7 @@ def run(evaluation: Evaluation, pretrained: Pretrained) -> tuple[list[Table], di
                 more, missing = label_tables(evaluation, side, [1.0], name=subset[0] + ALONE, shown_only=True)
                 tables, not_scored = tables + more, not_scored | missing
             if not tables:
-                raise ValueError("; ".join(not_scored.values()))
+                raise ValueError("; ".join(dict.fromkeys(not_scored.values())))
     return (tables, {"not_scored": not_scored}) if distributed.rank() == 0 else None
 
 
@@ -73,7 +73,6 @@ def needed_splits(evaluation: Evaluation) -> list[str]:
     """
     tested, there = evaluation.settings.test_split, evaluation.manifest.splits
     chooses = len(evaluation.settings.linear_probe.inverse_regularization) > 1
-    one_value = "give linear_probe.inverse_regularization one value"
     if tested == "train":
         raise ValueError("a linear probe learns from `train`; set test_split to another split")
     if chooses and tested == "validation":
@@ -82,7 +81,10 @@ def needed_splits(evaluation: Evaluation) -> list[str]:
             " value or test on another split"
         )
     if chooses and "validation" not in there:
-        raise ValueError(f"there is no split validation to choose linear_probe.inverse_regularization on; {one_value}")
+        raise ValueError(
+            "there is no split validation to choose linear_probe.inverse_regularization on; give"
+            " linear_probe.inverse_regularization one value"
+        )
     for split, remedy in (("train", "a linear probe needs it"), (tested, "set test_split to one of these")):
         if split not in there:
             raise ValueError(f"no split {split!r} in the shards, which have {', '.join(there)}; {remedy}")
@@ -108,12 +110,12 @@ def label_tables(
     if shown_only:
         sets = {split: products.take(~products.empty_N) for split, products in sets.items()}
     train, test = sets["train"], sets[settings.test_split]
-    if not len(train) or len(test) < 2:
-        return [], {name or "": "too few products have it"}
+    titles = {name or label_name(fraction): fraction for fraction in fractions}
+    if not all(map(len, sets.values())):
+        return [], dict.fromkeys(titles, "a split has no product with it")
     data = ProbeData.of(train, sets.get("validation"), test, classes, standardized=standardized)
     tables, not_scored = [], {}
-    for fraction in fractions:
-        title = name or label_name(fraction)
+    for title, fraction in titles.items():
         try:
             table = probe_table(
                 title,
@@ -127,7 +129,7 @@ def label_tables(
                 modalities="+".join(train.info.modalities),
                 products_without_these=lacking,
             )
-        except TooFewLabelsError as error:
+        except ValueError as error:
             not_scored[title] = str(error)
         else:
             tables.append(table)

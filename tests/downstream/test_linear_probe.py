@@ -249,6 +249,31 @@ def test_a_modality_alone_is_probed_on_the_products_that_have_it(evaluation, exp
     assert audio.facts["labels"] == (taught_N & (evaluation.train_label_N >= 0)).sum()
 
 
+def lacking(products, split):
+    """The sets with nobody of the split having a picture."""
+    absent = dataclasses.replace(products[split], present_NM=np.zeros_like(products[split].present_NM))
+    return products | {split: absent}
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_modality_that_a_split_lacks_costs_its_own_table_alone(evaluation, split):
+    settings = dataclasses.replace(evaluation.settings, test_split="test", linear_probe=LinearProbeConfig(draws=1))
+    sets = {name: labelled(40, seed) for seed, name in enumerate(["train", "validation", "test"])}
+    without = probe_job.label_tables(
+        Evaluation(settings, evaluation.shards), lacking(sets, split), [1.0], name="image only", shown_only=True
+    )
+    assert without == ([], {"image only": "a split has no product with it"})
+
+
+def test_a_modality_without_a_validation_label_is_named_and_stops_nothing(evaluation):
+    settings = dataclasses.replace(evaluation.settings, test_split="test", linear_probe=LinearProbeConfig(draws=1))
+    sets = {name: labelled(40, seed) for seed, name in enumerate(["train", "validation", "test"])}
+    sets["validation"] = dataclasses.replace(sets["validation"], label_N=np.full(40, -1))
+    shared = Evaluation(settings, evaluation.shards)
+    tables, not_scored = probe_job.label_tables(shared, sets, [1.0], name="image only", shown_only=True)
+    assert tables == [] and "no validation product has a label" in not_scored["image only"]
+
+
 def test_draws_are_in_the_order_of_the_embeddings(evaluation, exported):
     pretrained = load_pretrained(exported)
     options = FeatureOptions(modalities=pretrained.model.names)
