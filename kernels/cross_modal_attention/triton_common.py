@@ -8,9 +8,10 @@ import triton.language as tl
 
 from m5ds.kernels.cross_modal_attention.tables import POSITION_BITS
 from m5ds.kernels.philox import Stream
+from m5ds.kernels.philox_triton import interleaved, random_words
 
 _SAME_MODALITY = tl.constexpr(1 << POSITION_BITS)
-_PURPOSE = tl.constexpr(int(Stream.ATTENTION_DROPOUT) << 24)
+_STREAM = tl.constexpr(int(Stream.ATTENTION_DROPOUT))
 
 
 @triton.jit
@@ -22,15 +23,7 @@ def is_seen(b_query_code, b_key_code):
 @triton.jit
 def kept_weights(b_query_offset, b_call, b_product, b_draw, i_head, seed, layer, threshold):
     """bool [M, C, 4]: True = kept, for query offsets [M] and key offsets 4 * b_call + 0..3, b_call [C] (dropout.py)."""
-    b_zero = tl.zeros((b_query_offset.shape[0], b_call.shape[0]), tl.uint32)
-    b_element = ((b_query_offset[:, None] << 16) | b_call[None, :]).to(tl.uint32)
-    b_purpose = b_zero + ((i_head << 16) | layer | _PURPOSE).to(tl.uint32)
-    b_low = b_zero + (b_product & 0xFFFFFFFF).to(tl.uint32)
-    b_high = b_zero + ((b_product >> 32) & 0xFFFFFFFF).to(tl.uint32)
-    b_w0, b_w1, b_w2, b_w3 = tl.random.philox_impl(
-        b_element, b_purpose, b_low, b_high, seed.to(tl.uint32), (b_draw & 0xFFFFFFFF).to(tl.uint32)
-    )
-    # join puts a new last axis, so that [..., 2, 2] reads w0 w1 w2 w3 after the reshape
-    b_words = tl.join(tl.join(b_w0, b_w2), tl.join(b_w1, b_w3))
-    b_words = tl.reshape(b_words, (b_query_offset.shape[0], b_call.shape[0], 4))
+    b_element = (b_query_offset[:, None] << 16) | b_call[None, :]
+    b_w0, b_w1, b_w2, b_w3 = random_words(b_element, b_product, b_draw, seed, _STREAM, i_head, layer)
+    b_words = tl.reshape(interleaved(b_w0, b_w1, b_w2, b_w3), (b_query_offset.shape[0], b_call.shape[0], 4))
     return b_words.to(tl.int64) >= threshold

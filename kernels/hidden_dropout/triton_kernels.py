@@ -5,14 +5,15 @@ A program takes ROWS rows and 4 * CALLS features. Prefixes: p_ pointer, b_ block
 
 import triton
 import triton.language as tl
-from triton.language.random import philox_impl
 
 from m5ds.kernels.philox import Stream
+from m5ds.kernels.philox_triton import interleaved, random_words
 
 _STREAM = tl.constexpr(int(Stream.HIDDEN_DROPOUT))
 
 
-@triton.jit
+# What differs from launch to launch must not become a constant of the machine code (Triton makes one of a plain 1).
+@triton.jit(do_not_specialize=["first_row", "num_rows", "seed", "index", "threshold"])
 def hidden_dropout_kernel(
     p_x,
     p_out,
@@ -21,13 +22,13 @@ def hidden_dropout_kernel(
     p_row_position,
     p_product,
     p_draw,
-    first_row,
-    num_rows,
+    first_row: tl.int64,
+    num_rows: tl.int64,
     width,
     num_calls,
-    seed,
-    index,
-    threshold,
+    seed: tl.int64,
+    index: tl.int64,
+    threshold: tl.int64,
     scale,
     ROWS: tl.constexpr,
     CALLS: tl.constexpr,
@@ -42,19 +43,11 @@ def hidden_dropout_kernel(
     b_product = tl.load(p_product + b_owner, mask=m_row, other=0)
     b_draw = tl.load(p_draw + b_owner, mask=m_row, other=0)
     # [ROWS, CALLS]
-    b_zero = tl.zeros((ROWS, CALLS), tl.uint32)
-    b_element = (b_position[:, None] * num_calls + o_call[None, :]).to(tl.uint32)
-    b_purpose = b_zero + (b_modality * 65536 + _STREAM * 16777216 + index).to(tl.uint32)[:, None]
-    b_w0, b_w1, b_w2, b_w3 = philox_impl(
-        b_element,
-        b_purpose,
-        b_zero + b_product.to(tl.uint32)[:, None],
-        b_zero + (b_product >> 32).to(tl.uint32)[:, None],
-        b_zero + seed.to(tl.uint32),
-        b_zero + b_draw.to(tl.uint32)[:, None],
+    b_element = b_position[:, None] * num_calls + o_call[None, :]
+    b_w0, b_w1, b_w2, b_w3 = random_words(
+        b_element, b_product[:, None], b_draw[:, None], seed, _STREAM, b_modality[:, None], index
     )
-    # join puts a new last axis, so that [..., 2, 2] reads w0 w1 w2 w3 after the reshape
-    b_words = tl.reshape(tl.join(tl.join(b_w0, b_w2), tl.join(b_w1, b_w3)), (ROWS, 4 * CALLS))
+    b_words = tl.reshape(interleaved(b_w0, b_w1, b_w2, b_w3), (ROWS, 4 * CALLS))
     o_feature = tl.program_id(1) * CALLS * 4 + tl.arange(0, 4 * CALLS)
     o_value = o_row[:, None] * width + o_feature[None, :]
     m_value = m_row[:, None] & (o_feature[None, :] < width)
