@@ -3,14 +3,15 @@
 import torch
 
 from m5ds.kernels.configuration import Configuration
-from m5ds.kernels.embed_modalities import triton_kernels as kernels
 from m5ds.kernels.embed_modalities.tiles import BACKWARD_ROWS, FORWARD_ROWS, TABLE_TILE, WIDTHS, tile
+from m5ds.kernels.embed_modalities.triton_backward import embed_bwd_rows_kernel, embed_bwd_table_kernel
+from m5ds.kernels.embed_modalities.triton_forward import embed_fwd_kernel
 
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 _FUNCTIONS = {
-    "fwd": kernels.embed_fwd_kernel,
-    "bwd_rows": kernels.embed_bwd_rows_kernel,
-    "bwd_table": kernels.embed_bwd_table_kernel,
+    "fwd": embed_fwd_kernel,
+    "bwd_rows": embed_bwd_rows_kernel,
+    "bwd_table": embed_bwd_table_kernel,
 }
 _POINTERS = {
     **dict.fromkeys(("p_mean", "p_rstd", "p_grad_vectors"), "*fp32"),

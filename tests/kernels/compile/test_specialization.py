@@ -11,7 +11,9 @@ import pytest
 from m5ds.kernels import aot
 
 KERNELS = {
-    (op, configuration.kernel): configuration for op in aot.ops() for configuration in reversed(aot.shipped(op, "sm_90"))
+    (op, configuration.kernel): configuration
+    for op in aot.ops()
+    for configuration in reversed(aot.shipped(op, "sm_90"))
 }
 """One configuration of every kernel that ships."""
 
