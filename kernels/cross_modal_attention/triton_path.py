@@ -4,6 +4,7 @@ Shape letters: T packed rows, H heads, D head dim, N tiles.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ def cross_modal_attention_triton(
         _unit_stride(q_THD),
         _unit_stride(k_THD),
         _unit_stride(v_THD),
-        _flatten(tables),
+        list(_FlatTables.of(tables)),
         layout.product_B,
         layout.draw_B,
         tables.size,
@@ -59,9 +60,37 @@ def _tables(layout: PackedLayout, spec: AttentionSpec, q_THD: Tensor) -> Tables:
     return tables_for(layout, spec, arch=arch, head_dim=q_THD.shape[2], itemsize=q_THD.element_size())
 
 
-def _flatten(tables: Tables) -> list[Tensor]:
-    sides = (tables.queries["fwd"], tables.queries["bwd_dq"], tables.keys)
-    return [x for s in sides for x in (s.own_rows, s.other_rows, s.tiles_N5)] + [tables.code_T, tables.offset_T]
+class _FlatTables(NamedTuple):
+    """`Tables` in named slots: a custom op takes only flat lists of tensors."""
+
+    fwd_own: Tensor
+    fwd_other: Tensor
+    fwd_tiles_N5: Tensor
+    dq_own: Tensor
+    dq_other: Tensor
+    dq_tiles_N5: Tensor
+    dkdv_own: Tensor
+    dkdv_other: Tensor
+    dkdv_tiles_N5: Tensor
+    code_T: Tensor
+    offset_T: Tensor
+
+    @classmethod
+    def of(cls, tables: Tables) -> "_FlatTables":
+        forward, dq, dkdv = tables.queries["fwd"], tables.queries["bwd_dq"], tables.keys
+        return cls(*_parts(forward), *_parts(dq), *_parts(dkdv), tables.code_T, tables.offset_T)
+
+    def side(self, kernel: str) -> Side:
+        """The lists of `fwd`, `bwd_dq` or `bwd_dkdv`."""
+        if kernel == "fwd":
+            return Side(self.fwd_own, self.fwd_other, self.fwd_tiles_N5)
+        if kernel == "bwd_dq":
+            return Side(self.dq_own, self.dq_other, self.dq_tiles_N5)
+        return Side(self.dkdv_own, self.dkdv_other, self.dkdv_tiles_N5)
+
+
+def _parts(side: Side) -> tuple[Tensor, Tensor, Tensor]:
+    return side.own_rows, side.other_rows, side.tiles_N5
 
 
 def _unit_stride(x: Tensor) -> Tensor:
@@ -91,7 +120,8 @@ def attention_forward(
         attention_fwd_kernel,
         (q_THD, k_THD, v_THD, out_THD, lse_HT),
         (q_THD, k_THD, v_THD),
-        (Side(*tables[0:3]), *tables[9:11], product_B, draw_B),
+        _FlatTables(*tables),
+        (product_B, draw_B),
         (size, dropout, seed, layer),
         (scale * math.log2(math.e),),
     )
@@ -125,7 +155,7 @@ def attention_backward(
     dq, dk, dv = (torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device) for _ in "qkv")
     delta_HT = torch.empty_like(lse_HT)
     grad_THD = grad_THD.contiguous()
-    rest = (*tables[9:11], product_B, draw_B)
+    flat, keys = _FlatTables(*tables), (product_B, draw_B)
     options = (size, dropout, seed, layer)
     scales = (scale * math.log2(math.e), scale)
     qkv = (q_THD, k_THD, v_THD)
@@ -134,7 +164,8 @@ def attention_backward(
         attention_bwd_dq_kernel,
         (*qkv, out_THD, grad_THD, lse_HT, dq, delta_HT),
         qkv,
-        (Side(*tables[3:6]), *rest),
+        flat,
+        keys,
         options,
         scales,
     )
@@ -143,7 +174,8 @@ def attention_backward(
         attention_bwd_dkdv_kernel,
         (*qkv, grad_THD, lse_HT, delta_HT, dk, dv),
         qkv,
-        (Side(*tables[6:9]), *rest),
+        flat,
+        keys,
         options,
         scales,
     )
@@ -171,9 +203,9 @@ def _backward(ctx, grad_THD: Tensor, grad_lse_HT: Tensor):
 attention_forward.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _launch(kernel: str, function, tensors, qkv, lists, options, scales) -> None:
+def _launch(kernel: str, function, tensors, qkv, tables: _FlatTables, keys, options, scales) -> None:
     """One grid of tiles x heads; nothing to launch without rows."""
-    side, code_T, offset_T, product_B, draw_B = lists
+    side, (product_B, draw_B) = tables.side(kernel), keys
     size, dropout, seed, layer = options
     num_rows, num_heads, head_dim = qkv[0].shape
     num_tiles = side.tiles_N5.shape[0]
@@ -189,8 +221,8 @@ def _launch(kernel: str, function, tensors, qkv, lists, options, scales) -> None
         side.own_rows,
         side.other_rows,
         side.tiles_N5,
-        code_T,
-        offset_T,
+        tables.code_T,
+        tables.offset_T,
         product_B,
         draw_B,
         *(x.stride(axis) for x in qkv for axis in (0, 1)),
