@@ -141,7 +141,7 @@ class Meter:
             "throughput/tokens_per_second": tokens / seconds,
             "throughput/products_per_second": products / seconds,
             "data/wait_share": min(1.0, taken.wait_seconds / seconds),
-            "data/bad_media": float(job.budget.num_bad),
+            "data/bad_media": float(job.budget.num_listed),
         }
         if self._peak is not None:
             done = sum(self._flops.count(batch) for batch in taken.micro_batches)

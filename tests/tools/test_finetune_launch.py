@@ -29,7 +29,10 @@ class Jobs:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.data = small_run.SmallData(root / "data")
-        fp32 = json.loads((ROOT / "configs" / "zero3.json").read_text()) | {"bf16": {"enabled": False}}
+        fp32 = json.loads((ROOT / "configs" / "zero3.json").read_text()) | {
+            "bf16": {"enabled": False},
+            "fp16": {"enabled": False},
+        }
         self.fp32 = root / "fp32.json"
         self.fp32.write_text(json.dumps(fp32))
         arguments = [*self.data.arguments(root / "runs", steps=2), "--ds_config", str(self.fp32)]
