@@ -50,7 +50,7 @@ class Relaunch:
                 if not Path(before[0]).name.startswith("python"):
                     return before
                 # A console script is run as `python /path/of/it`; `python` itself may be another one in the next shell.
-                return [sys.executable, *before[1:]] if before[1:2] == ["-m"] else before[1:]
+                return [sys.executable, *before[1:]] if place > 1 and before[1].startswith("-") else before[1:]
         return None
 
     def command(self, arguments: list[str], num_ranks: int) -> str:

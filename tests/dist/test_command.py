@@ -64,9 +64,11 @@ def commands(tmp_path_factory) -> tuple[Path, dict[str, tuple[list[str], str]], 
         tree["bf16"]["enabled"], tree["fp16"]["enabled"] = enabled, False
         (root / f"{name}.json").write_text(json.dumps(tree))
     half, resume = root / "bf16", ("--resume", "auto", "--ds_config")
-    cases["bf16"] = {"arguments": data.arguments(half, "--ds_config", str(root / "bf16.json"), steps=1)}
+    said = ("--ds_config", str(root / "bf16.json"))
+    cases["bf16 whole"] = {"arguments": data.arguments(root / "bf16_whole", *said, steps=2)}
+    cases["bf16"] = {"arguments": data.arguments(half, *said, steps=2), "stop_after": 1}
     cases["bf16 to fp32"] = {"arguments": data.arguments(half, *resume, str(root / "fp32.json"), steps=2)}
-    cases["bf16 longer"] = {"arguments": data.arguments(half, *resume, "configs/zero3.json", steps=2)}
+    cases["bf16 resumed"] = {"arguments": data.arguments(half, *resume, "configs/zero3.json", steps=2)}
     cases["fp16"] = {"arguments": data.arguments(root / "fp16", "--ds_config", "configs/zero3_fp16.json", steps=1)}
     cases["again"] = {"arguments": data.arguments(cut, steps=1)}
     (root / "cases.json").write_text(json.dumps(list(cases.values())))
@@ -181,8 +183,10 @@ def test_the_opening_says_which_precision_was_chosen_and_why(commands) -> None:
 def test_bf16_is_obeyed_where_the_json_says_it_and_kept_by_a_run_that_resumes_under_auto(commands) -> None:
     root, _, results = commands
     assert "bf16 (as " in results["bf16"]["stdout"], results["bf16"]["stderr"]
-    assert results["bf16 longer"]["code"] == 0, results["bf16 longer"]["stderr"]
-    assert "bf16 (auto: as in the checkpoint)" in results["bf16 longer"]["stdout"]
+    assert results["bf16 resumed"]["code"] == 0, results["bf16 resumed"]["stderr"]
+    assert "bf16 (auto: as in the checkpoint)" in results["bf16 resumed"]["stdout"]
+    half, whole = (small_run.recorded(root / name / "quickstart") for name in ("bf16", "bf16_whole"))
+    assert sorted(half) == [1, 2] and half == whole
     resolved = json.loads((root / "bf16/quickstart/ds_config.json").read_text())
     assert [resolved[half]["enabled"] for half in ("bf16", "fp16")] == [True, False]
     assert results["bf16 to fp32"]["code"] == 2

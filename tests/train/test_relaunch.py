@@ -61,8 +61,8 @@ SHELL = ["bash", "-c", f"deepspeed {SCRIPT}"]
         ([INNER, [".venv/bin/python", ".venv/bin/deepspeed", SCRIPT]], [".venv/bin/deepspeed"]),
         ([["python", "/b/torchrun", "--nproc-per-node=2", SCRIPT]], ["/b/torchrun", "--nproc-per-node=2"]),
         (
-            [["python3", "-m", "torch.distributed.run", "--standalone", SCRIPT]],
-            [".venv/bin/python", "-m", "torch.distributed.run", "--standalone"],
+            [["python3", "-u", "-m", "torch.distributed.run", "--standalone", SCRIPT]],
+            [".venv/bin/python", "-u", "-m", "torch.distributed.run", "--standalone"],
         ),
         (
             [["python", "/b/accelerate", "launch", "--num_processes", "2", SCRIPT]],
