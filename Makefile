@@ -38,7 +38,7 @@ test-fast: install
 test-interpreter: install
 	TRITON_INTERPRET=1 python -m pytest -q -m "not slow" tests/kernels/interpreter
 
-# The slow tier alone; .ci/run calls it after `make test`.
+# The slow tier alone; .ci/run calls it last.
 test-slow: install
 	python -m pytest -q -m slow --ignore=tests/kernels/interpreter --timeout=1200
 	TRITON_INTERPRET=1 python -m pytest -q -m slow tests/kernels/interpreter --timeout=1200
