@@ -9,6 +9,7 @@ from pathlib import Path
 from m5ds.config import given_keys
 from m5ds.train import runtime
 from m5ds.train.command import Parser, find_file, guarded
+from m5ds.train.relaunch import Relaunch, resuming
 
 EMBEDDING_TASKS = ("coarse_retrieval", "instance_retrieval", "clustering")
 TASKS = ("classification", "linear_probe", *EMBEDDING_TASKS, "robustness", "all")
@@ -25,7 +26,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--ds_config",
         default="configs/zero3.json",
-        help="DeepSpeed's JSON; classification only (default: ZeRO-3, bf16)",
+        help="DeepSpeed's JSON; classification only (default: ZeRO-3)",
     )
     parser.add_argument(
         "--resume", default="none", metavar="auto|none|PATH", help="classification only, as in pretraining"
@@ -75,6 +76,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ValueError("task all takes neither --out nor --untrained: it writes every stage under OUTPUT_DIR/NAME")
     if arguments.task not in ("classification", "all") and arguments.resume != "none":
         raise ValueError(f"--resume {arguments.resume}: {arguments.task} trains nothing to go on with; leave it out")
+    relaunch = Relaunch()
     runtime.start_process_group()
 
     from m5ds.downstream.jobs import Evaluation, stage_of
@@ -85,13 +87,21 @@ def _run(arguments: argparse.Namespace) -> int:
     stage = stage_of(pretrained, arguments.untrained)
     code = 0
     if arguments.task == "all":
-        code = _all(arguments, evaluation, ds, pretrained)
+        code = _all(arguments, evaluation, ds, pretrained, relaunch)
     elif arguments.task == "classification":
-        code, _ = _classification(arguments, evaluation, ds, pretrained, stage)
+        code, _ = _classification(arguments, evaluation, ds, pretrained, stage, relaunch)
     else:
         _evaluate(arguments.task, arguments, evaluation, pretrained, stage)
     runtime.end_process_group()
     return code
+
+
+def _resuming(arguments: argparse.Namespace, directory: Path) -> list[str]:
+    """This program's arguments for going on with the classification in `directory`."""
+    named = {"--checkpoint": arguments.checkpoint, "--shards": arguments.shards, "--out": arguments.out}
+    flags = [word for flag, value in named.items() if value is not None for word in (flag, value)]
+    flags += ["--untrained"] if arguments.untrained else []
+    return [arguments.task, *flags, *resuming(arguments, directory), *arguments.overrides]
 
 
 def _evaluate(task: str, arguments, evaluation, pretrained, stage: str) -> None:
@@ -109,7 +119,7 @@ def _evaluate(task: str, arguments, evaluation, pretrained, stage: str) -> None:
         print(summary(result, out), flush=True)
 
 
-def _all(arguments, evaluation, ds, pretrained) -> int:
+def _all(arguments, evaluation, ds, pretrained, relaunch: Relaunch) -> int:
     """Every task of the untrained, pretrained and finetuned model (no probe of the last), robustness and the report."""
     from m5ds.downstream.jobs import Evaluation, folder_of
     from m5ds.downstream.pretrained import load_pretrained
@@ -121,7 +131,7 @@ def _all(arguments, evaluation, ds, pretrained) -> int:
         for task in ("linear_probe", *EMBEDDING_TASKS):
             _evaluate(task, arguments, evaluation, model, stage)
     _evaluate("robustness", arguments, evaluation, pretrained, "pretrain")
-    code, directory = _classification(arguments, evaluation, ds, pretrained, "pretrain")
+    code, directory = _classification(arguments, evaluation, ds, pretrained, "pretrain", relaunch)
     if code:
         return code
     settings = evaluation.settings
@@ -142,12 +152,13 @@ def _all(arguments, evaluation, ds, pretrained) -> int:
     return 0
 
 
-def _classification(arguments, evaluation, ds, pretrained, stage: str) -> tuple[int, Path]:
+def _classification(arguments, evaluation, ds, pretrained, stage: str, relaunch: Relaunch) -> tuple[int, Path]:
     """Finetune and test; the exit code and the run's folder, which also gets the result."""
     from m5ds.downstream import finetune
     from m5ds.downstream.jobs import classification_table
     from m5ds.downstream.pretrained import load_pretrained
     from m5ds.downstream.results import write_result
+    from m5ds.train import distributed
     from m5ds.train.monitor import Monitor
     from m5ds.train.stopping import StopRequest
 
@@ -164,7 +175,8 @@ def _classification(arguments, evaluation, ds, pretrained, stage: str) -> tuple[
     if stop_signal:
         if monitor.enabled:
             done = f"stopped by {signal.Signals(stop_signal).name} after {job.step} of {job.total_steps} steps"
-            print(f"{done}; go on with --resume auto", flush=True)
+            again = relaunch.command(_resuming(arguments, job.directory), distributed.world_size())
+            print(f"{done}\ngo on with: {again}", flush=True)
         return 128 + stop_signal, job.directory
     finetuned = load_pretrained(job.directory)
     table = classification_table(evaluation, finetuned)

@@ -13,6 +13,8 @@ import m5ds.config as configuration
 from m5ds.cli import EXIT_INTERRUPTED, EXIT_USER_ERROR, one_line
 from m5ds.config import ConfigError, RunConfig
 from m5ds.train import ds_config, runtime
+from m5ds.train import relaunch as relaunching
+from m5ds.train.relaunch import Relaunch
 from m5ds.train.stopping import StopRequest
 
 EXIT_DIVERGED = 3
@@ -33,7 +35,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--config", default="configs/run/quickstart.yaml", help="the run YAML (default: the quickstart)"
     )
-    parser.add_argument("--ds_config", default="configs/zero3.json", help="DeepSpeed's JSON (default: ZeRO-3, bf16)")
+    parser.add_argument("--ds_config", default="configs/zero3.json", help="DeepSpeed's JSON (default: ZeRO-3)")
     parser.add_argument(
         "--resume",
         default="none",
@@ -102,11 +104,11 @@ def read_configuration(arguments: argparse.Namespace) -> tuple[RunConfig, ds_con
 
 def _run(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
-    stop = StopRequest()  # it notes the launchers above, which may die early
+    stop, relaunch = StopRequest(), Relaunch()  # both note the launchers above, which may die early
     config, ds, given = read_configuration(arguments)
     runtime.start_process_group()
 
-    from m5ds.train import summary
+    from m5ds.train import distributed, summary
     from m5ds.train.loop import train
     from m5ds.train.monitor import Monitor
 
@@ -116,10 +118,15 @@ def _run(arguments: argparse.Namespace) -> int:
             monitor.say(summary.opening(job, resolved))
             stop_signal = train(job, monitor, stop)
         job.sources.close()
+        ranks, resuming = distributed.world_size(), relaunching.resuming(arguments, job.directory)
+        again = relaunch.command([*resuming, *arguments.overrides], ranks)
         if stop_signal:
-            text = summary.stopped(job, signal.Signals(stop_signal).name, arguments)
+            text = summary.stopped(job, signal.Signals(stop_signal).name, again)
         else:
-            text = summary.closing(job, monitor, time.perf_counter() - started, arguments)
+            key = ds.home_of("total_steps")
+            twice = relaunching.doubled(arguments.overrides, config.train, job.total_steps)
+            longer = f"raise {key} in {ds.path}, then {again}" if key else relaunch.command([*resuming, *twice], ranks)
+            text = summary.closing(job, monitor, time.perf_counter() - started, longer)
         if monitor.enabled:
             print(text, flush=True)
         runtime.end_process_group()
@@ -154,7 +161,7 @@ def prepare(
         sources=opened,
         model=model,
         engine=deepspeed_engine,
-        precision=ds.precision,
+        precision=planned.precision,
         total_steps=planned.total_steps,
         step=found.state["step"] if found else 0,
         facts=planned.facts,

@@ -17,7 +17,11 @@ MINIMUM_FILES = 1000
 
 
 class BadMediaBudget:
-    """Counts of decoded and undecodable files of this run over all ranks, and the list of the latter."""
+    """Counts of files read and of undecodable ones over all ranks, each time that they are read; and the list.
+
+    A file that is read in every epoch counts in each for the budget, which compares it with all that was read. What is
+    shown to people is the number of files in the list.
+    """
 
     def __init__(self, path: Path, max_fraction: float, counts: tuple[int, int] = (0, 0)) -> None:
         """`path` is bad_media.jsonl; what it lists already (a resumed run) is not listed again.
@@ -34,7 +38,7 @@ class BadMediaBudget:
 
     @property
     def num_listed(self) -> int:
-        """Distinct damaged files; known to rank 0 only."""
+        """Distinct damaged files, those of validation too; known to rank 0 only. What every report shows."""
         return len(self._listed)
 
     def update(self, *, num_decoded: int, num_bad: int, local: Iterable[Any]) -> None:
@@ -70,7 +74,8 @@ class BadMediaBudget:
         shown = [f"{product}/{member} ({reason})" for (product, member), reason in list(self._listed.items())[:20]]
         more = f" and {self.num_listed - 20} more" if self.num_listed > 20 else ""
         return (
-            f"{self.num_bad} of {self.num_decoded} media files could not be decoded, more than data.max_bad_fraction"
+            f"{self.num_bad} of {self.num_decoded} media files read could not be decoded ({self.num_listed} different"
+            f" ones), more than data.max_bad_fraction"
             f" {self.max_fraction} allows (of at least {MINIMUM_FILES} files); repair or remove them, or raise the"
             f" fraction. {self.path} lists them: {', '.join(shown)}{more}"
         )

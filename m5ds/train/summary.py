@@ -1,8 +1,6 @@
 """What rank 0 prints when a run ends: what was learned, what it cost, where it is, how to go on."""
 
 import shlex
-import sys
-from argparse import Namespace
 from typing import Any
 
 from m5ds.train import distributed, runtime
@@ -28,8 +26,8 @@ def opening(job: Job, ds: dict[str, Any]) -> str:
     )
 
 
-def closing(job: Job, monitor: Monitor, seconds: float, arguments: Namespace) -> str:
-    """The final table. Collective: memory is gathered from all ranks."""
+def closing(job: Job, monitor: Monitor, seconds: float, longer: str) -> str:
+    """The final table. Collective: memory is gathered from all ranks. `longer` tells how to train on."""
     memory = distributed.gather_objects(runtime.peak_memory())
     total = sum(item["rank"] for item in memory) + memory[0]["launchers"]
     lines = [*_losses(monitor), *_retrieval(monitor)]
@@ -43,26 +41,16 @@ def closing(job: Job, monitor: Monitor, seconds: float, arguments: Namespace) ->
         f"{'damaged media files':<26}{job.budget.num_listed} ({job.directory / 'bad_media.jsonl'})",
         f"{'checkpoint':<26}{job.checkpoints / job.last_tag if job.last_tag else 'none'}",
         f"{'curves':<26}tensorboard --logdir {shlex.quote(str(job.directory))}",
-        f"{'go on longer':<26}{_resume(job, arguments)} train.total_steps={2 * job.total_steps}",
+        f"{'go on longer':<26}{longer}",
         f"{'the downstream tasks':<26}python tools/finetune.py all --checkpoint {shlex.quote(str(job.directory))}",
     ]
     return "\n".join(lines)
 
 
-def stopped(job: Job, name: str, arguments: Namespace) -> str:
-    """The line after a stop on request."""
+def stopped(job: Job, name: str, again: str) -> str:
+    """The lines after a stop on request. `again` is the command that goes on."""
     where = job.checkpoints / job.last_tag if job.last_tag else "nothing to save"
-    return (
-        f"stopped by {name} after {job.step} of {job.total_steps} steps; saved {where}\n"
-        f"go on with: {_resume(job, arguments)}"
-    )
-
-
-def _resume(job: Job, arguments: Namespace) -> str:
-    launcher = f"deepspeed --num_gpus {distributed.world_size()}" if distributed.world_size() > 1 else "deepspeed"
-    command = [sys.argv[0], "--ds_config", arguments.ds_config, "--config", arguments.config]
-    overrides = [item for item in arguments.overrides if not item.startswith("train.total_steps=")]
-    return f"{launcher} {shlex.join([*command, '--resume', str(job.directory), *overrides])}"
+    return f"stopped by {name} after {job.step} of {job.total_steps} steps; saved {where}\ngo on with: {again}"
 
 
 def _losses(monitor: Monitor) -> list[str]:

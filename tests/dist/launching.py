@@ -15,7 +15,7 @@ ENTRY = ROOT / "m5ds/pretrain.py"
 
 def environment(threads: int | None = 1, **more: str) -> dict[str, str]:
     """The test's environment on the CPU; `threads` None leaves the number to the run."""
-    found = {**os.environ, "DS_ACCELERATOR": "cpu", **more}
+    found = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", **more}
     found.pop("OMP_NUM_THREADS", None)
     return found if threads is None else {**found, "OMP_NUM_THREADS": str(threads)}
 

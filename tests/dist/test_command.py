@@ -1,6 +1,8 @@
 """The command of m5ds/pretrain.py on one rank: exit codes, run folder, stop and resume."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -54,9 +56,20 @@ def commands(tmp_path_factory) -> tuple[Path, dict[str, tuple[list[str], str]], 
     whole, cut = root / "whole", root / "cut"
     cases["whole"] = {"arguments": data.arguments(whole, "train.save_every=4", "train.keep_last=2")}
     cases["cut"] = {"arguments": data.arguments(cut), "stop_after": 5}
-    cases["resumed"] = {"arguments": data.arguments(cut, "--resume", "auto")}
+    cases["resumed"] = {}
     cases["other model"] = {"arguments": data.arguments(cut, "--resume", "auto", "model.ffn_dim=48")}
     cases["no budget"] = {"arguments": data.arguments(root / "no_budget", "data.max_bad_fraction=0.0")}
+    for name, enabled in (("bf16", True), ("fp32", False)):
+        tree = json.loads((ROOT / "configs/zero3.json").read_text())
+        tree["bf16"]["enabled"], tree["fp16"]["enabled"] = enabled, False
+        (root / f"{name}.json").write_text(json.dumps(tree))
+    half, resume = root / "bf16", ("--resume", "auto", "--ds_config")
+    said = ("--ds_config", str(root / "bf16.json"))
+    cases["bf16 whole"] = {"arguments": data.arguments(root / "bf16_whole", *said, steps=2)}
+    cases["bf16"] = {"arguments": data.arguments(half, *said, steps=2), "stop_after": 1}
+    cases["bf16 to fp32"] = {"arguments": data.arguments(half, *resume, str(root / "fp32.json"), steps=2)}
+    cases["bf16 resumed"] = {"arguments": data.arguments(half, *resume, "configs/zero3.json", steps=2)}
+    cases["fp16"] = {"arguments": data.arguments(root / "fp16", "--ds_config", "configs/zero3_fp16.json", steps=1)}
     cases["again"] = {"arguments": data.arguments(cut, steps=1)}
     (root / "cases.json").write_text(json.dumps(list(cases.values())))
     worker = Path(__file__).with_name("worker_commands.py")
@@ -129,6 +142,57 @@ def test_stop_and_resume_give_the_losses_of_an_uninterrupted_run_bit_for_bit(com
         small_run.recorded(root / "cut/quickstart", "validation")[12]
         == small_run.recorded(root / "whole/quickstart", "validation")[12]
     )
+
+
+def test_the_printed_lines_keep_every_override_and_name_the_length_once(commands) -> None:
+    """A run of 12 steps, stopped and resumed as printed, became one of the YAML's 120."""
+    root, _, results = commands
+    again = next(line for line in results["cut"]["stdout"].splitlines() if line.startswith("go on with: "))
+    longer = next(line for line in results["resumed"]["stdout"].splitlines() if line.startswith("go on longer "))
+    for line, steps in ((again, 12), (longer, 24)):
+        words = shlex.split(line)
+        assert [word for word in words if word.startswith("train.total_steps=")] == [f"train.total_steps={steps}"]
+        assert set(small_run.MODEL) < set(words)
+        assert words[words.index("--resume") + 1] == str(root / "cut/quickstart")
+
+
+def test_every_report_counts_a_damaged_file_once_over_epochs_and_resume(commands) -> None:
+    """The metrics counted 61 readings where the summary counted 16 files."""
+    root, _, results = commands
+    for name, last in (("whole", "whole"), ("cut", "resumed")):
+        folder = root / name / "quickstart"
+        listed = [json.loads(line) for line in (folder / "bad_media.jsonl").read_text().splitlines()]
+        files = {(item["product_id"], item["member"]) for item in listed}
+        metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        counts = [entry["data/bad_media"] for entry in metrics if entry["kind"] == "train"]
+        state = json.loads((folder / "checkpoints/step-00000012/state.json").read_text())
+        assert state["num_bad"] > len(files) > 0, "no damaged file came up twice: the test shows nothing"
+        assert counts == sorted(counts)
+        assert counts[-1] == len(listed) == len(files)
+        assert re.search(rf"damaged media files +{len(files)} ", results[last]["stdout"])
+
+
+def test_the_opening_says_which_precision_was_chosen_and_why(commands) -> None:
+    root, _, results = commands
+    assert "ZeRO-3, fp32 (auto: no GPU), AdamW, on cpu" in results["whole"]["stdout"]
+    resolved = json.loads((root / "whole/quickstart/ds_config.json").read_text())
+    assert [resolved[half]["enabled"] for half in ("bf16", "fp16")] == [False, False]
+    assert json.loads((root / "whole/quickstart/run.json").read_text())[0]["precision"] == "fp32"
+
+
+def test_bf16_is_obeyed_where_the_json_says_it_and_kept_by_a_run_that_resumes_under_auto(commands) -> None:
+    root, _, results = commands
+    assert "bf16 (as " in results["bf16"]["stdout"], results["bf16"]["stderr"]
+    assert results["bf16 resumed"]["code"] == 0, results["bf16 resumed"]["stderr"]
+    assert "bf16 (auto: as in the checkpoint)" in results["bf16 resumed"]["stdout"]
+    half, whole = (small_run.recorded(root / name / "quickstart") for name in ("bf16", "bf16_whole"))
+    assert sorted(half) == [1, 2] and half == whole
+    resolved = json.loads((root / "bf16/quickstart/ds_config.json").read_text())
+    assert [resolved[half]["enabled"] for half in ("bf16", "fp16")] == [True, False]
+    assert results["bf16 to fp32"]["code"] == 2
+    assert "precision was bf16 and is fp32" in results["bf16 to fp32"]["stderr"]
+    assert results["fp16"]["code"] == 2
+    assert "zero3_fp16.json: fp16.enabled is true, which does not run on rank 0 (no GPU)" in results["fp16"]["stderr"]
 
 
 def test_checkpoint_of_another_model_is_refused_by_key(commands) -> None:

@@ -1,13 +1,15 @@
 """Runs several command lines of m5ds/pretrain.py in one process (tests/dist/test_command.py): starting takes seconds.
 
 Usage: worker_commands.py CASES OUT: JSON in, a list of {"arguments": [...], "stop_after": step or null}; JSON out, a
-list of {"code", "stdout", "stderr"}. `stop_after` sends SIGTERM to the process itself after that many steps.
+list of {"code", "stdout", "stderr"}. `stop_after` sends SIGTERM to the process itself after that many steps. A case
+without arguments takes those of the line that the case before it printed for going on.
 """
 
 import contextlib
 import io
 import json
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -33,6 +35,12 @@ def stopping_advance(advance, stop_after):
     return advance_then_stop
 
 
+def printed(output: str) -> list[str]:
+    line = next(line for line in output.splitlines() if line.startswith("go on with: "))
+    words = shlex.split(line)
+    return words[next(place for place, word in enumerate(words) if word.endswith("pretrain.py")) + 1 :]
+
+
 def main() -> None:
     cases, out = (Path(argument) for argument in sys.argv[1:])
     advance = Monitor.advance
@@ -40,7 +48,7 @@ def main() -> None:
     results = []
     for case in json.loads(cases.read_text()):
         Monitor.advance = stopping_advance(advance, case.get("stop_after"))
-        sys.argv = ["m5ds/pretrain.py", *case["arguments"]]
+        sys.argv = ["m5ds/pretrain.py", *(case.get("arguments") or printed(results[-1]["stdout"]))]
         stdout, stderr = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
             code = command.main()
