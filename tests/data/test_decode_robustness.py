@@ -18,7 +18,8 @@ from media_samples import AUDIO_KINDS, IMAGE_KINDS, VIDEO_KINDS, audio, damaged,
 from m5ds.data.audio_probe import whole_samples
 from m5ds.data.decode import Decoder
 from m5ds.data.media import MediaError
-from m5ds.data.media_probe import image_header, stream_format
+from m5ds.data.media_probe import image_header
+from m5ds.data.stream_probe import stream_format
 from m5ds.data.video_bitstream import packet_agrees
 from m5ds.data.video_index import video_index
 from m5ds.inputs import AudioPatches, ImagePatches, VideoTubes
