@@ -30,6 +30,8 @@ _STREAM_MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"nut/multimedia container\0", "nut"),
     (0, b"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02\x01\x01\x02", "mxf"),
     (0, b"DKIF", "ivf"),
+    (0, b".RMF\0\0\0", "rm"),
+    (0, b"\xb7\xd8\x00\x20\x37\x49\xda\x11", "wtv"),
     (0, b"\x12\0\x0a", "obu"),
     (0, b"YUV4MPEG2 ", "yuv4mpegpipe"),
     (0, b"MAC ", "ape"),

@@ -29,6 +29,7 @@ DALI_CPU_CODECS = ("vp8", "vp9", "mjpeg")
 DALI_GPU_CODECS = ("h264", "hevc", "av1", "libdav1d", *DALI_CPU_CODECS)
 _WITHOUT_TIMESTAMPS = ("avi", "h264", "hevc", "m4v", "mpegvideo")
 """Containers that only know the order of decoding; what libavformat reports as timestamps is a guess."""
+_LOOSE_KEYS = ("h263", "mpeg4", "flv", "msmpeg4", "wmv", "snow", "rv")
 _PACKED = re.compile(rb"DivX\d+(?:b|Build)\d+p")
 """MPEG-4 in which a packet holds two pictures, and a later one none."""
 
@@ -111,6 +112,8 @@ def video_index(data: bytes, on_gpu: bool) -> VideoIndex:
     shown = sorted(seen, key=lambda number: time[number])
     container_format = stream_format(data)
     counted = not timed or not packets[0].is_keyframe or time[shown[0]] < time[0]
+    # H.263 and its kin: some muxers call every packet a key frame.
+    counted |= codec.startswith(_LOOSE_KEYS) and len(packets) > 1 and all(packet.is_keyframe for packet in packets)
     if context.codec.reorder:
         # Timestamps that show every packet as it comes, of a stream that reorders, were made up on the way from AVI.
         counted |= container_format in _WITHOUT_TIMESTAMPS or (shown == seen and context.has_b_frames)
