@@ -224,11 +224,11 @@ def _padding(codec: str, packet: av.Packet, frame: av.AudioFrame, end: int) -> i
     """Samples of a frame past the edit list's end: by the packet's length as FFmpeg 9 does, for AAC by the frame's."""
     if packet.pts is None or not packet.time_base:
         return 0
-    if codec == "aac":
-        past = frame.time + frame.samples / frame.sample_rate if frame.pts is not None else 0.0
+    if codec == "aac" and frame.pts is not None:
+        past = float(frame.pts * packet.time_base) + frame.samples / frame.sample_rate
     else:
-        past = (packet.pts + (packet.duration or 0)) * packet.time_base
-    return round((past - end * packet.time_base) * frame.sample_rate)
+        past = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+    return round((past - float(end * packet.time_base)) * frame.sample_rate)
 
 
 def _checked_rate(frame: av.AudioFrame) -> int:
