@@ -209,7 +209,7 @@ def _runs(context: Any, packets: Sequence[av.Packet], end: int | None) -> list[t
         for frame in frames:
             rate = _checked_rate(frame)
             mono_N = _as_float(frame).mean(axis=0)
-            padding = _padding(context.name, packet, frame, end) if end is not None and packet is not None else 0
+            padding = _padding(context.name, packet, frame, end) if end is not None and packet is packets[-1] else 0
             if 0 < padding < len(mono_N):
                 mono_N = mono_N[:-padding]
             if not runs or runs[-1][0] != rate:

@@ -18,7 +18,7 @@ def ffmpeg(*arguments: object) -> bytes:
 
 
 def clip(path: Path, *options: object, frames: int = 40) -> Path:
-    """Grey frames: frame i is of level 20 + 5 i with a grain of its own, so that every frame differs from its neighbours."""
+    """Grey frames: frame i is of level 20 + 5 i, with stripes that move, so that every frame differs from the next."""
     source = f"color=black:size={WIDTH}x{HEIGHT}:rate={RATE},format=gray,geq=lum='20+5*N+3*mod(X/8+N,2)'"
     ffmpeg("-f", "lavfi", "-i", source, "-frames:v", frames, *options, path)
     return path

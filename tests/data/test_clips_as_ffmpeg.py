@@ -13,7 +13,7 @@ from m5ds.data.stream_probe import stream_format
 from m5ds.data.video_index import video_index
 from m5ds.inputs import VideoTubes
 
-X264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-g", 12, "-bf", 3)
+X264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-b_strategy", 0, "-sc_threshold", 0, "-g", 12, "-bf", 3)
 OPEN_GOP = (*X264, "-x264-params", "open-gop=1")
 X265 = ("-c:v", "libx265", "-pix_fmt", "yuv420p", "-x265-params", "log-level=error:keyint=12:pools=1")
 VP9 = ("-c:v", "libvpx-vp9", "-g", 12, "-cpu-used", 8, "-pix_fmt", "yuv420p")
@@ -61,7 +61,7 @@ def test_stream_copied_trims_show_what_ffmpeg_shows(decoder: Decoder, tmp_path: 
     suffix = whole.suffix
     assert assert_as_ffmpeg(decoder, whole) == 40
     start = copied(tmp_path / f"start{suffix}", whole, "-ss", 0.71)
-    assert assert_as_ffmpeg(decoder, start) >= 20
+    assert assert_as_ffmpeg(decoder, start) >= 15
     both = copied(tmp_path / f"both{suffix}", whole, "-ss", 0.3, "-t", 0.6)
     assert assert_as_ffmpeg(decoder, both) >= 12
     if source in ("b.mp4", "one_group.mp4", "vp9.mp4"):
@@ -72,11 +72,12 @@ def test_stream_copied_trims_show_what_ffmpeg_shows(decoder: Decoder, tmp_path: 
 def test_a_cut_of_avi_put_into_mp4_goes_by_the_decoders_order(decoder: Decoder, tmp_path: Path) -> None:
     """The timestamps were made up on the way: they show every packet as it comes."""
     whole = clip(tmp_path / "b.avi", *X264)
-    cut = copied(tmp_path / "cut.mkv", whole)
+    cut = copied(tmp_path / "cut.mp4", whole, "-ss", 0.5)
     assert video_index(cut.read_bytes(), on_gpu=True).counted
     expected_NHW3, _ = frames_of(cut)
-    spec = VideoTubes(frames=40, size=HEIGHT, patch=16, tube_frames=1)
-    times = [(number + 0.5) / 40 for number in range(40)]
+    count = len(expected_NHW3)
+    spec = VideoTubes(frames=count, size=HEIGHT, patch=16, tube_frames=1)
+    times = [(number + 0.5) / count for number in range(count)]
     values = decoder.videos([item(cut.read_bytes())], spec, [None], [times]).values[0]
     levels_N = ((values * PIXEL_STD + PIXEL_MEAN) * 255).mean(dim=(1, 2, 3)).numpy()
     np.testing.assert_allclose(levels_N, expected_NHW3.mean(axis=(1, 2, 3)), atol=1.5)

@@ -124,10 +124,11 @@ def test_the_window_of_a_long_sound_is_that_of_the_whole(dali: DaliRuntime, tmp_
             first = round(start * (len(whole_N) - rate))
             slack = 0 if start == 0.0 else 1300  # a packet: what an encoder's delay takes of the first is not known
             errors = [
-                float((whole_N[place : place + len(window_N)] - window_N).abs().max())
+                float((whole_N[place : place + len(window_N)] - window_N).square().mean().sqrt())
                 for place in range(max(first - slack, 0), min(first + slack, len(whole_N) - len(window_N)) + 1)
             ]
-            assert min(errors) < (0.02 if name == "opus.ogg" else 1e-3)
+            # Opus goes on from a state, AAC draws its noise anew: far below the sound, which is of 0.12.
+            assert min(errors) < (0.01 if name in ("opus.ogg", "aac.m4a") else 1e-4)
 
 
 @pytest.mark.parametrize("name", ["s16.wav", "alac.m4a"])
@@ -135,17 +136,14 @@ def test_a_sound_is_the_mean_of_its_channels(
     dali: DaliRuntime, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """WAV goes to DALI, ALAC to PyAV; the two channels differ."""
-    path = sound(tmp_path / name, "-c:a", *KINDS[name], seconds=0.4)
-    left = decoded_wave(
-        dali, sound(tmp_path / f"left.{name}", "-c:a", *KINDS[name], "-af", "pan=mono|c0=c0").read_bytes(), monkeypatch
+    codec, pan = ("-c:a", *KINDS[name]), "pan=mono|c0="
+    left_N, right_N = (
+        decoded_wave(dali, sound(tmp_path / f"{one}.{name}", *codec, "-af", pan + one).read_bytes(), monkeypatch)
+        for one in ("c0", "c1")
     )
-    right = decoded_wave(
-        dali, sound(tmp_path / f"right.{name}", "-c:a", *KINDS[name], "-af", "pan=mono|c0=c1").read_bytes(), monkeypatch
-    )
-    both = decoded_wave(dali, path.read_bytes(), monkeypatch)
-    count = len(both)
-    assert np.abs(left[:count] - right[:count]).max() > 0.2
-    np.testing.assert_allclose(both, (left[:count] + right[:count]) / 2, atol=1e-4)
+    both_N = decoded_wave(dali, sound(tmp_path / name, *codec).read_bytes(), monkeypatch)
+    assert np.abs(left_N - right_N).max() > 0.2
+    np.testing.assert_allclose(both_N, (left_N + right_N) / 2, atol=1e-3)
 
 
 def test_padding_has_no_part_in_the_statistics_of_a_spectrogram() -> None:
