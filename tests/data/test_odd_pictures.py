@@ -10,6 +10,7 @@ import torch
 from ffmpeg_cases import ffmpeg
 from media_samples import damaged, image, item, picture_HWC
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from m5ds.data.decode import PIXEL_MEAN, PIXEL_STD, Decoder
 from m5ds.data.media import MAX_IMAGE_PIXELS, MediaError
@@ -19,6 +20,7 @@ from m5ds.inputs import ImagePatches
 
 SPEC = ImagePatches(size=32, patch=8)
 XMP = "<x:xmpmeta><rdf:RDF><rdf:Description {}></rdf:Description></rdf:RDF></x:xmpmeta>"
+NOTES = ('tiff:Orientation="6"', "tiff:Orientation='6'", "><tiff:Orientation>6</tiff:Orientation")
 
 
 @pytest.fixture(scope="module")
@@ -156,10 +158,9 @@ def test_a_bomb_inside_an_icon_is_refused_by_its_claim(decoder: Decoder) -> None
 def test_orientation_of_xmp_is_applied_where_exif_has_none(decoder: Decoder, kind: str, note: str) -> None:
     options: dict[str, object] = {"xmp": XMP.format(note).encode()}
     if kind == "PNG":
-        from PIL.PngImagePlugin import PngInfo
-
-        options = {"pnginfo": PngInfo()}
-        options["pnginfo"].add_itxt("XML:com.adobe.xmp", XMP.format(note))
+        text = PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", XMP.format(note))
+        options = {"pnginfo": text}
     upright = pixels_HWC(decoder, image("PNG", np.rot90(picture_HWC(32, 48), -1)))
     turned = pixels_HWC(decoder, image(kind, picture_HWC(32, 48), **options))
     assert np.abs(turned - upright).mean() < 12
