@@ -43,6 +43,7 @@ DEVELOPMENT = [
     "hypothesis",
     "pre_commit",
     "ranx",
+    "imageio-ffmpeg",
 ]
 
 

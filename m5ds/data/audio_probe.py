@@ -1,4 +1,4 @@
-"""What the headers of WAV, FLAC and OGG sounds claim, so that nothing is allocated on a damaged header's word."""
+"""What the headers of WAV and FLAC sounds claim, so that nothing is allocated on a damaged header's word."""
 
 import struct
 
@@ -9,12 +9,12 @@ _PLAIN_WAV = {1: (8, 16, 24, 32), 3: (32, 64), 6: (8,), 7: (8,)}
 
 
 def whole_samples(data: bytes) -> int | None:
-    """Samples times channels of a plain WAV, FLAC or OGG Vorbis sound.
+    """Samples times channels of a plain WAV or FLAC sound.
 
     None for other formats, for headers that contradict themselves and past MAX_WHOLE_SAMPLES: PyAV reads those.
     """
     try:
-        claim = _wav(data) or _flac(data) or _vorbis(data)
+        claim = _wav(data) or _flac(data)
     except (struct.error, IndexError):
         return None
     if claim is None:
@@ -51,11 +51,3 @@ def _flac(data: bytes) -> tuple[int, int, int] | None:
         return None
     packed = int.from_bytes(data[18:26], "big")
     return packed & 0xFFFFFFFFF, (packed >> 41 & 7) + 1, packed >> 44
-
-
-def _vorbis(data: bytes) -> tuple[int, int, int] | None:
-    """(samples, channels, rate); the last page's position is the length."""
-    if not data.startswith(b"OggS") or data[28:35] != b"\x01vorbis":
-        return None
-    channels, rate = struct.unpack_from("<BI", data, 39)
-    return struct.unpack_from("<q", data, data.rfind(b"OggS") + 6)[0], channels, rate

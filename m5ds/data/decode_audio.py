@@ -1,12 +1,13 @@
-"""Sounds to log-mel spectrograms: DALI for plain WAV, FLAC and OGG Vorbis, PyAV for the rest, one spectrogram for both.
+"""Sounds to log-mel spectrograms: DALI for plain WAV and FLAC, PyAV for the rest, one spectrogram for both.
 
 Shape letters: K sounds, N samples.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import av
@@ -27,6 +28,7 @@ from m5ds.data.media import (
     MediaItem,
     reason_for,
 )
+from m5ds.data.stream_probe import stream_format
 from m5ds.data.video_index import open_container
 from m5ds.inputs import AudioPatches
 
@@ -35,6 +37,8 @@ _MEL_FLOOR = 1e-6
 _STD_FLOOR = 1e-3
 _PREROLL_SECONDS = 0.2
 """Decoded ahead of a window and thrown away: MP3, AAC and Opus need what came before."""
+_WHOLE_WINDOWS = 2.0
+"""Sounds of at most as many windows are decoded whole, longer ones around the window only."""
 
 
 def decode_audios(
@@ -56,7 +60,7 @@ def decode_audios(
         if index in waves:
             continue
         try:
-            waves[index] = _by_pyav(item.data, seconds, float(starts[index]))
+            waves[index] = _by_pyav(dali, item.data, seconds, float(starts[index]))
         except Exception as error:  # av.FFmpegError, MediaError, ValueError and more from damaged containers
             reasons[index] = reason_for(error)
     if not waves:
@@ -131,69 +135,48 @@ def _by_dali(dali: DaliRuntime, items: Sequence[MediaItem], indices: list[int], 
             keep(index, sound, rate)
 
 
-@dataclass(slots=True)
-class _Chunk:
-    """Consecutive decoded samples."""
+def _by_pyav(dali: DaliRuntime, data: bytes, seconds: float, start: float) -> tuple[Tensor, float]:
+    """The window of the first sound stream: float32 [N] mono at the file's rate, and that rate.
 
-    time: float
-    samples: np.ndarray
-    """float32 [channels, samples]."""
-
-
-def _by_pyav(data: bytes, seconds: float, start: float) -> tuple[Tensor, float]:
-    """The window of the first sound stream: float32 [N] mono at the file's rate, and that rate."""
+    The sound is what `ffmpeg -i FILE` gives: the decoded samples one after the other, whatever the timestamps say.
+    """
     container = open_container(data)
     if not container.streams.audio:
         raise MediaError("there is no sound stream")
     stream = container.streams.audio[0]
-    context = stream.codec_context
-    if context is None:
+    if stream.codec_context is None:
         raise MediaError("no decoder for the sound stream")
-    context.thread_count = 1
-    packets, times, end = _timeline(container, stream)
-    origin = times[0]
-    first = origin + start * max(end - origin - seconds, 0.0)
-    chunks: list[_Chunk] = []
-    rate = 0
-    ends = [*times[1:], end]
-    needed = [
-        (time, packet)
-        for packet, time, until in zip(packets, times, ends, strict=True)
-        if until >= first - _PREROLL_SECONDS and time <= first + seconds
-    ]
-    for time, packet in [*needed, (end, None)]:
-        try:
-            frames = context.decode(packet)
-        except av.FFmpegError:
-            continue
-        for frame in frames:
-            rate = rate or _checked_rate(frame)
-            if frame.sample_rate == rate and (not chunks or len(frame.layout.channels) == len(chunks[0].samples)):
-                chunks.append(_Chunk(time if frame.time is None else frame.time, _as_float(frame)))
-    if not chunks:
-        raise MediaError("no sound could be decoded")
-    wave_N = torch.from_numpy(np.concatenate([chunk.samples for chunk in chunks], axis=1).mean(axis=0))
-    skip = min(max(round((first - chunks[0].time) * rate), 0), len(wave_N) - 1)
-    return wave_N[skip : skip + math.ceil(seconds * rate)], float(rate)
+    stream.codec_context.thread_count = 1
+    packets = _packets(container, stream)
+    begins = list(accumulate(_heard_seconds(packets), initial=0.0))
+    total = begins.pop()
+    first_packet, origin = 0, 0.0
+    if total > _WHOLE_WINDOWS * seconds:
+        # Only what the window needs: its place is then known to a packet's rounding.
+        first = start * (total - seconds)
+        first_packet = max(bisect_right(begins, first - _PREROLL_SECONDS) - 1, 0)
+        origin = begins[first_packet]
+        packets = packets[first_packet : bisect_right(begins, first + seconds + _PREROLL_SECONDS)]
+    end = stream.duration if stream_format(data) == "mov" else None
+    runs = _runs(stream.codec_context, packets, end)
+    rate = runs[0][0]
+    waves = [torch.from_numpy(np.concatenate(chunks)) for _, chunks in runs]
+    wave_N = torch.cat(dali.resample(waves, [float(one) for one, _ in runs], float(rate)))
+    most = math.ceil(seconds * rate)
+    if total <= _WHOLE_WINDOWS * seconds:
+        skip = int(start * max(len(wave_N) - most, 0))
+    else:
+        skip = min(max(round((first - origin) * rate), 0), max(len(wave_N) - most, 0))
+    return wave_N[skip : skip + most], float(rate)
 
 
-def _timeline(
-    container: av.container.InputContainer, stream: av.AudioStream
-) -> tuple[list[av.Packet], list[float], float]:
-    """The stream's packets in memory, when each begins and when the last ends, in seconds."""
+def _packets(container: av.container.InputContainer, stream: av.AudioStream) -> list[av.Packet]:
+    """The stream's packets, in memory, without empty ones."""
     packets: list[av.Packet] = []
-    times: list[float] = []
-    now = 0.0
     try:
         for packet in container.demux(stream):
-            if not packet.size:
-                continue
-            base = float(packet.time_base or 0)
-            if packet.pts is not None:
-                now = packet.pts * base
-            packets.append(packet)
-            times.append(now)
-            now += (packet.duration or 0) * base
+            if packet.size:
+                packets.append(packet)
             if len(packets) > MAX_PACKETS:
                 raise MediaError(f"the sound stream has more than {MAX_PACKETS} packets")
     except av.FFmpegError:
@@ -201,7 +184,51 @@ def _timeline(
             raise
     if not packets:
         raise MediaError("the sound stream holds no samples")
-    return packets, times, now
+    return packets
+
+
+def _heard_seconds(packets: Sequence[av.Packet]) -> Iterator[float]:
+    """How long each packet sounds: nothing where an edit list discards it, less what an encoder's delay takes away."""
+    for packet in packets:
+        length = packet.duration or 0
+        known = 0 < length < 2**31 and not packet.is_discard  # FFmpeg reports a few negative lengths as huge ones
+        yield float(length * packet.time_base) if known and packet.time_base else 0.0
+
+
+def _runs(context: Any, packets: Sequence[av.Packet], end: int | None) -> list[tuple[int, list[np.ndarray]]]:
+    """(rate, mono chunks) for each stretch of one rate: chained streams may change theirs.
+
+    `end`: when an edit list ends, in ticks; the last packet may hold more.
+    """
+    runs: list[tuple[int, list[np.ndarray]]] = []
+    for packet in (*packets, None):
+        try:
+            frames = context.decode(packet)
+        except av.FFmpegError:
+            continue
+        for frame in frames:
+            rate = _checked_rate(frame)
+            mono_N = _as_float(frame).mean(axis=0)
+            padding = _padding(context.name, packet, frame, end) if end is not None and packet is packets[-1] else 0
+            if 0 < padding < len(mono_N):
+                mono_N = mono_N[:-padding]
+            if not runs or runs[-1][0] != rate:
+                runs.append((rate, []))
+            runs[-1][1].append(mono_N)
+    if not runs:
+        raise MediaError("no sound could be decoded")
+    return runs
+
+
+def _padding(codec: str, packet: av.Packet, frame: av.AudioFrame, end: int) -> int:
+    """Samples of a frame past the edit list's end: by the packet's length as FFmpeg 9 does, for AAC by the frame's."""
+    if packet.pts is None or not packet.time_base:
+        return 0
+    if codec == "aac" and frame.pts is not None:
+        past = float(frame.pts * packet.time_base) + frame.samples / frame.sample_rate
+    else:
+        past = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+    return round((past - float(end * packet.time_base)) * frame.sample_rate)
 
 
 def _checked_rate(frame: av.AudioFrame) -> int:

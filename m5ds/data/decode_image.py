@@ -4,6 +4,7 @@ Shape letters: K pictures, H x W pixels, S the square's side.
 """
 
 import io
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,14 +16,18 @@ from torch import Tensor
 
 from m5ds.data.dali_runtime import DaliRuntime
 from m5ds.data.media import MAX_IMAGE_PIXELS, Crop, MediaError, MediaItem, crop_box, reason_for
-from m5ds.data.media_probe import ImageHeader, check_pixels, image_format, image_header
+from m5ds.data.media_probe import ImageHeader, check_nested, check_pixels, image_format, image_header
 from m5ds.data.resize import cut_and_resize
+from m5ds.data.tga_probe import readable_tga
 
 # A damaged file is recorded once, with its reason; Pillow would also write to the terminal.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _WIDE_MODES = {"I": 65535.0, "I;16": 65535.0, "I;16B": 65535.0, "I;16L": 65535.0, "F": 1.0}
 """Pillow's modes with more than 8 bits, which `convert` would clip; and the value of white in them."""
+
+_ORIENTATION = 274
+_XMP_ORIENTATION = re.compile(rb"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([1-8])")
 
 
 def decode_images(
@@ -99,13 +104,17 @@ def _on_white(picture: Tensor) -> Tensor:
 def _by_pillow(data: bytes) -> np.ndarray:
     """uint8 [H, W, 3] of the first frame, turned as EXIF says, on white."""
     name = image_format(data)
+    if name in ("ICNS", "ICO"):
+        check_nested(data)
+    elif name == "TGA":
+        data = readable_tga(data)
     try:
         opened = Image.open(io.BytesIO(data), formats=[name])
     except UnidentifiedImageError as error:  # its message is an address in memory
         raise MediaError(f"damaged {name} header") from error
     with opened as picture:
         check_pixels(picture.height, picture.width)
-        turned = ImageOps.exif_transpose(picture)
+        turned = ImageOps.exif_transpose(_told_orientation(picture))
         if turned.mode in _WIDE_MODES:
             return _narrowed(np.asarray(turned, np.float32), _WIDE_MODES[turned.mode])
         if turned.has_transparency_data:
@@ -113,6 +122,16 @@ def _by_pillow(data: bytes) -> np.ndarray:
             page.alpha_composite(turned.convert("RGBA"))
             turned = page
         return np.array(turned.convert("RGB"))
+
+
+def _told_orientation(picture: Image.Image) -> Image.Image:
+    """The picture with the orientation of its XMP packet where EXIF has none, also in quotes that Pillow overlooks."""
+    picture.load()  # a PNG may hold its notes behind its pixels
+    exif = picture.getexif()
+    found = _XMP_ORIENTATION.search(xmp) if isinstance(xmp := picture.info.get("xmp"), bytes) else None
+    if found and _ORIENTATION not in exif:
+        exif[_ORIENTATION] = int(found[1])
+    return picture
 
 
 def _narrowed(picture: np.ndarray, white: float) -> np.ndarray:

@@ -3,21 +3,19 @@
 Shape letters: K clips, F frames of a clip, H x W pixels, S the square's side.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, islice
 from typing import Any
 
-import av
 import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from m5ds.data.dali_runtime import DaliRuntime
-from m5ds.data.media import MAX_DECODED_PIXELS, Box, Crop, MediaError, MediaItem, crop_box, reason_for
+from m5ds.data.media import Box, Crop, MediaItem, crop_box, reason_for
 from m5ds.data.resize import cut_and_resize
 from m5ds.data.video_index import VideoIndex, video_index
+from m5ds.data.video_pictures import pictures_at
 
 _WHOLE_PIXELS = 16 * 2**20
 """Most pixels of full-size frames that DALI holds at once (48 MiB as RGB); PyAV holds one frame."""
@@ -33,27 +31,28 @@ def decode_videos(
     """[F, S, S, 3] in 0..255 for every clip that decodes, and the reason for every other, by index."""
     values: dict[int, Tensor] = {}
     reasons: dict[int, str] = {}
-    clips: dict[int, tuple[VideoIndex, list[int]]] = {}
+    clips: dict[int, VideoIndex] = {}
+    places: dict[int, list[int]] = {}
     for index, item in enumerate(items):
         try:
-            clip = video_index(item.data, dali.on_gpu)
-            clips[index] = clip, clip.frames_at(times[index])
+            clip = clips[index] = video_index(item.data, dali.on_gpu)
+            if clip.dali and not clip.out_of_reach(chosen := clip.frames_at(times[index])):
+                places[index] = chosen
         except Exception as error:  # av.FFmpegError, MediaError, ValueError and more from damaged containers
             reasons[index] = reason_for(error)
 
     def keep(index: int, frames: Sequence[Tensor]) -> None:
-        clip, places = clips[index]
-        if len(frames) == len(places):
-            boxes = [crop_box(clip.height, clip.width, crops[index])] * len(places)
+        if len(frames) == len(places[index]):
+            boxes = [crop_box(clips[index].height, clips[index].width, crops[index])] * len(frames)
             values[index] = torch.stack(cut_and_resize(frames, boxes, size, dali.device))
 
-    for indices in _bounded({index: clip for index, (clip, _) in clips.items() if clip.dali}, len(times[0])):
-        _by_dali(dali, items, indices, [clips[index][1] for index in indices], keep)
-    for index, (clip, places) in clips.items():
+    for indices in _bounded({index: clips[index] for index in places}, len(times[0])):
+        _by_dali(dali, items, indices, [places[index] for index in indices], keep)
+    for index, clip in clips.items():
         if index in values:
             continue
         try:
-            values[index] = _by_pyav(dali, clip, places, size, crops[index])
+            values[index] = _by_pyav(dali, clip, times[index], size, crops[index])
         except Exception as error:
             reasons[index] = reason_for(error)
     return values, reasons
@@ -94,11 +93,11 @@ def _by_dali(
         keep(index, frames)
 
 
-def _by_pyav(dali: DaliRuntime, clip: VideoIndex, places: Sequence[int], size: int, crop: Crop | None) -> Tensor:
-    """The frames at these places of the presentation order, each resized as it comes."""
-    made: dict[int, Tensor] = {}
+def _by_pyav(dali: DaliRuntime, clip: VideoIndex, times: Sequence[float], size: int, crop: Crop | None) -> Tensor:
+    """[F, S, S, 3]: the pictures at these times, each resized as it comes."""
     reformatter = VideoReformatter()
-    for place, frame in _frames(clip, sorted(set(places))):
+
+    def square(frame: Any) -> Tensor:
         # FFmpeg's rotation is counter-clockwise in degrees; the box is drawn on the picture as it is to be seen.
         turns = round((frame.rotation or 0) / 90) % 4
         seen = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
@@ -106,60 +105,9 @@ def _by_pyav(dali: DaliRuntime, clip: VideoIndex, places: Sequence[int], size: i
         picture = torch.from_numpy(
             np.ascontiguousarray(reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray())
         )
-        made[place] = torch.rot90(cut_and_resize([picture], [box], size, dali.device)[0], turns)
-    if not made:
-        raise MediaError("no frame could be decoded")
-    # Frames that a damaged clip no longer holds are those before them.
-    known = sorted(made)
-    nearest = [max((have for have in known if have <= place), default=known[0]) for place in places]
-    return torch.stack([made[place] for place in nearest])
+        return torch.rot90(cut_and_resize([picture], [box], size, dali.device)[0], turns)
 
-
-def _frames(clip: VideoIndex, places: Sequence[int]) -> Iterator[tuple[int, Any]]:
-    """(place, frame) for ascending places in presentation order, decoding no more than their groups of pictures.
-
-    The frame of a place is the last one that is not shown later than its packet. Places before any frame that could be
-    decoded are left out.
-    """
-    clip.stream.codec_context.thread_count = 1
-    groups: dict[int, deque[int]] = {}
-    for place in places:
-        # Without timestamps frames can only be counted, from the first on.
-        start = clip.key_before(clip.shown[place]) if clip.timed else 0
-        groups.setdefault(start, deque()).append(place)
-    for start, group in groups.items():
-        yield from _from_key(clip, start, group)
-        clip.stream.codec_context.flush_buffers()
-
-
-def _from_key(clip: VideoIndex, start: int, places: deque[int]) -> Iterator[tuple[int, Any]]:
-    last = None
-    number = -1
-    most = max(MAX_DECODED_PIXELS // (clip.height * clip.width), 1)
-    for packet in chain(islice(clip.packets, start, start + most), (None,)):
-        for frame in _decoded(clip.stream.codec_context, packet):
-            number += 1
-            time = frame.pts if clip.timed and frame.pts is not None else number
-            while places and clip.time[clip.shown[places[0]]] < time:
-                place = places.popleft()
-                if last is not None:
-                    yield place, last
-            last = frame
-            while places and clip.time[clip.shown[places[0]]] == time:
-                yield places.popleft(), frame
-        if not places:
-            return
-    if last is not None:
-        for place in places:
-            yield place, last
-
-
-def _decoded(context: Any, packet: av.Packet | None) -> list[Any]:
-    """The frames that a packet, or the end of the stream, brings out; a damaged packet brings none."""
-    try:
-        return context.decode(packet)
-    except av.FFmpegError:
-        return []
+    return torch.stack(pictures_at(clip, times, square))
 
 
 def _unturned(box: Box, seen: tuple[int, int], turns: int) -> Box:

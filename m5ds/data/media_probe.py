@@ -10,12 +10,13 @@ import zlib
 from dataclasses import dataclass
 
 from m5ds.data.media import MAX_IMAGE_PIXELS, MediaError
+from m5ds.data.tga_probe import is_tga
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _IMAGE_MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8\xff", "JPEG"),
-    (0, _PNG_SIGNATURE, "PNG"),
+    (0, PNG_SIGNATURE, "PNG"),
     (8, b"WEBP", "WEBP"),
     (0, b"GIF8", "GIF"),
     (0, b"II*\0", "TIFF"),
@@ -32,40 +33,15 @@ _IMAGE_MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x01\xda", "SGI"),
     (0, b"\0\0\1\0", "ICO"),
     (0, b"\x0a\x05\x01", "PCX"),
+    (0, b"\x0a\x03\x01", "PCX"),
+    (0, b"\x0a\x02\x01", "PCX"),
+    (0, b"icns", "ICNS"),
     (0, b"BM", "BMP"),
 )
-"""(offset, bytes, Pillow's name of the format); HEIC has no decoder here, EPS needs Ghostscript, TGA has a footer."""
+"""(offset, bytes, Pillow's name of the format); HEIC has no decoder here, EPS needs Ghostscript, TGA has no magic."""
 
-_STREAM_MAGIC: tuple[tuple[int, bytes, str], ...] = (
-    (4, b"ftyp", "mov"),
-    (4, b"moov", "mov"),
-    (4, b"mdat", "mov"),
-    (4, b"free", "mov"),
-    (4, b"wide", "mov"),
-    (0, b"\x1a\x45\xdf\xa3", "matroska"),
-    (8, b"AVI ", "avi"),
-    (8, b"WAVE", "wav"),
-    (0, b"RF64", "wav"),
-    (0, b"OggS", "ogg"),
-    (0, b"fLaC", "flac"),
-    (0, b"FLV\x01", "flv"),
-    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
-    (8, b"AIFF", "aiff"),
-    (8, b"AIFC", "aiff"),
-    (0, b"\0\0\1\xba", "mpeg"),
-    (0, b"MAC ", "ape"),
-    (0, b"wvpk", "wv"),
-    (0, b"DSD ", "dsf"),
-    (0, b"MP+", "mpc"),
-    (0, b"MPCK", "mpc8"),
-    (0, b"TTA1", "tta"),
-    (0, b"caff", "caf"),
-    (0, b".snd", "au"),
-    (0, b"#!AMR", "amr"),
-    (0, b"GIF8", "gif"),
-)
-"""(offset, bytes, FFmpeg's name of the demuxer)."""
-
+_PNG_NOTES = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0", b"Raw profile type APP1\0")
+"""Text chunks in which Pillow looks for an orientation."""
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 6: 4}
 _PNG_BATCH_PIXELS = 2**16
 """Larger PNGs are decoded one by one: inflating them twice costs more than a call of their own."""
@@ -80,43 +56,13 @@ def image_format(data: bytes) -> str:
             return name
     if len(data) > 2 and data[0] == 0x50 and data[1] in b"123456" and chr(data[2]).isspace():
         return "PPM"
-    if data.endswith(b"TRUEVISION-XFILE.\0"):
+    if is_tga(data):
         return "TGA"
-    raise MediaError(_unknown(data, "picture"))
+    raise MediaError(unknown(data, "picture"))
 
 
-def stream_format(data: bytes) -> str:
-    """FFmpeg's name of the demuxer of a clip or sound; MediaError for an unknown one."""
-    for offset, magic, name in _STREAM_MAGIC:
-        if data.startswith(magic, offset):
-            return name
-    start = _after_id3(data)
-    if data.startswith(b"fLaC", start):
-        return "flac"
-    if len(data) > start + 4 and data[start] == 0xFF and data[start + 1] & 0xE0 == 0xE0:
-        return "aac" if data[start + 1] & 0xF6 == 0xF0 else "mp3"
-    if data.startswith(b"MP+", start):
-        return "mpc"
-    if start:
-        return "mp3"  # padding or junk between the tag and the first frame: FFmpeg looks for it
-    if data.startswith(b"\x0b\x77"):
-        return "eac3" if len(data) > 5 and data[5] >> 3 > 10 else "ac3"
-    if len(data) > 376 and data[0] == data[188] == data[376] == 0x47:
-        return "mpegts"
-    raise MediaError(_unknown(data, "clip or sound"))
-
-
-def _after_id3(data: bytes) -> int:
-    """Where the file goes on after an ID3v2 tag; 0 where it has none."""
-    if not data.startswith(b"ID3") or len(data) < 10:
-        return 0
-    size = 0
-    for byte in data[6:10]:
-        size = size << 7 | byte & 0x7F
-    return 10 + size
-
-
-def _unknown(data: bytes, kind: str) -> str:
+def unknown(data: bytes, kind: str) -> str:
+    """Why a file is of no format that is named here."""
     if not data:
         return "the file is empty"
     if data.startswith(b"%!PS"):
@@ -168,6 +114,27 @@ def image_header(data: bytes) -> ImageHeader | None:
     return header
 
 
+def check_nested(data: bytes) -> None:
+    """MediaError where a PNG or JPEG 2000 inside an icon claims too many pixels: Pillow believes it, not the icon."""
+    for magic, skip in ((b"IHDR", 4), (b"ihdr", 4), (b"\xff\x4f\xff\x51", 8)):
+        place = data.find(magic)
+        while 0 <= place <= len(data) - skip - 8:
+            one, other = struct.unpack_from(">II", data, place + skip)
+            check_pixels(one, other)
+            place = data.find(magic, place + 1)
+
+
+def is_animated_png(data: bytes) -> bool:
+    """Whether a PNG announces an animation ahead of its pixels."""
+    place = 8
+    while place + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        if kind in (b"acTL", b"IDAT"):
+            return kind == b"acTL"
+        place += 12 + length
+    return False
+
+
 def jpeg_frame(data: bytes, start: int = 0) -> tuple[int, int, int, int] | None:
     """(height, width, components, offset of the scan) of a JPEG; None where its segments do not lead to a scan."""
     place, end, frame = start + 2, len(data), None
@@ -199,6 +166,7 @@ def _jpeg_header(data: bytes) -> ImageHeader | None:
         return None  # Pillow skips junk between segments
     height, width, components, scan = frame
     sound = components in (1, 3) and data.rfind(b"\xff\xd9") > scan
+    sound = sound and data.find(b"tiff:Orientation", 0, scan) < 0  # DALI turns by EXIF alone
     return ImageHeader("JPEG", height, width, dali=sound, batch=True)
 
 
@@ -212,6 +180,7 @@ def _png_header(data: bytes) -> ImageHeader:
         end = place + 8 + length
         # DALI ignores transparent colours and orientation, and takes the default picture of an animation.
         plain = kind not in (b"tRNS", b"eXIf", b"acTL") and end + 4 <= len(data)
+        plain = plain and not data.startswith(_PNG_NOTES, place + 8)
         if plain:
             plain = zlib.crc32(memoryview(data)[place + 4 : end]) == struct.unpack_from(">I", data, end)[0]
             if kind == b"IDAT":

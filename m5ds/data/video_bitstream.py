@@ -41,6 +41,29 @@ def packet_agrees(codec: str, packet: bytes, height: int, width: int) -> bool:
     return False
 
 
+def shows_picture(codec: str, packet: bytes) -> bool:
+    """Whether a packet brings a picture to show: those of VP8 and VP9 may hold references that are never shown."""
+    try:
+        if codec in ("vp8", "libvpx"):
+            return bool(packet[0] & 0x10)
+        if codec in ("vp9", "libvpx-vp9"):
+            return any(_vp9_shown(frame) for frame in _vp9_frames(packet))
+    except IndexError:
+        return True  # damaged: the decoder will say
+    return True
+
+
+def _vp9_shown(frame: bytes) -> bool:
+    bits = _Bits(frame[:2])
+    bits.take(2)
+    if bits.take(1) + bits.take(1) == 2:
+        bits.take(1)  # profile 3 has a reserved bit
+    if bits.take(1):
+        return True  # shows a frame again
+    bits.take(1)
+    return bool(bits.take(1))
+
+
 def _vp8_agrees(packet: bytes, height: int, width: int) -> bool:
     is_inter_frame, is_shown = packet[0] & 1, packet[0] & 0x10
     if not is_shown:

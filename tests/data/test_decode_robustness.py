@@ -18,9 +18,11 @@ from media_samples import AUDIO_KINDS, IMAGE_KINDS, VIDEO_KINDS, audio, damaged,
 from m5ds.data.audio_probe import whole_samples
 from m5ds.data.decode import Decoder
 from m5ds.data.media import MediaError
-from m5ds.data.media_probe import image_header, stream_format
+from m5ds.data.media_probe import image_header
+from m5ds.data.stream_probe import stream_format
 from m5ds.data.video_bitstream import packet_agrees
 from m5ds.data.video_index import video_index
+from m5ds.data.video_pictures import pictures_at
 from m5ds.inputs import AudioPatches, ImagePatches, VideoTubes
 
 IMAGE = ImagePatches(size=16, patch=8)
@@ -156,6 +158,11 @@ def test_frames_out_of_reach_are_taken_at_key_frames(monkeypatch: pytest.MonkeyP
     """A clip of one long group of pictures would otherwise be decoded from its start for every frame."""
     data = video(times_ms=list(range(0, 1600, 40)), group=10)
     index = video_index(data, on_gpu=False)
-    assert index.frames_at([0.0, 0.2, 0.55]) == [0, 8, 22]
-    monkeypatch.setattr("m5ds.data.video_index.MAX_DECODED_PIXELS", 48 * 64 * 5)
-    assert all(index.packets[index.shown[place]].is_keyframe for place in index.frames_at([0.0, 0.2, 0.55]))
+    places = index.frames_at([0.0, 0.2, 0.55])
+    assert places == [0, 8, 22] and not index.out_of_reach(places)
+    # Frame 8 is reached through 9 packets with frame 0, frame 22 from its own key frame, 20: 9 + 3.
+    monkeypatch.setattr("m5ds.data.video_index.MAX_DECODED_PIXELS", 48 * 64 * 12)
+    assert not index.out_of_reach(places)
+    monkeypatch.setattr("m5ds.data.video_index.MAX_DECODED_PIXELS", 48 * 64 * 12 - 1)
+    assert index.out_of_reach(places)
+    assert pictures_at(index, [0.0, 0.2, 0.55], lambda frame: frame.pts) == [0, 0, 800]
