@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from m5ds import modality
+from m5ds.config import check_summaries
 from m5ds.data.batch import Batch
 from m5ds.kernels.layout import PackedLayout
 from m5ds.model import fusion, heads
@@ -64,6 +65,7 @@ class M5ForPretraining(PreTrainedModel):
     def __init__(self, config: M5Config) -> None:
         super().__init__(config)
         spec = config.spec
+        check_summaries(spec)
         names, dim, eps = spec.modality_names, spec.hidden_size, spec.layer_norm_eps
         self.spec, self.names = spec, names
         self.kinds = tuple(spec.modalities[name].cls for name in names)
