@@ -84,7 +84,8 @@ class ModalityConfig:
     or `frame` (all rows of one time step)."""
     loss_weight: Annotated[float, Field(ge=0)] = 1.0
     init_from: str | None = None
-    """Text only: a local Hugging Face BERT directory whose weights start this modality's embedding and encoder."""
+    """Text only: a local Hugging Face directory (BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA) whose weights start this
+    modality's embedding and encoder. What does not fit the blocks is refused, with what to set."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

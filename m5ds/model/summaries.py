@@ -24,9 +24,7 @@ class RowIndex:
             self._move(layout.seg_start_BM[layout.present_BM[:, m], m].long()) for m in range(layout.num_modalities)
         ]
         end_BM = layout.seg_start_BM.long() + layout.seg_len_BM.long()
-        self.last_rows = [
-            self._move(end_BM[layout.present_BM[:, m], m] - 1) for m in range(layout.num_modalities)
-        ]
+        self.last_rows = [self._move(end_BM[layout.present_BM[:, m], m] - 1) for m in range(layout.num_modalities)]
 
     def content_rows(self, m: int, content_B: Tensor) -> Tensor:
         """int64 [N]: packed row of every content row of modality m. `content_B` (CPU): content rows of each product."""
