@@ -169,7 +169,7 @@ def _by_pyav(data: bytes, seconds: float, start: float) -> tuple[Tensor, float]:
         for frame in frames:
             rate = rate or _checked_rate(frame)
             if frame.sample_rate == rate and (not chunks or len(frame.layout.channels) == len(chunks[0].samples)):
-                chunks.append(_Chunk(time if frame.time is None else frame.time, as_float(frame)))
+                chunks.append(_Chunk(time if frame.time is None else frame.time, _as_float(frame)))
     if not chunks:
         raise MediaError("no sound could be decoded")
     wave_N = torch.from_numpy(np.concatenate([chunk.samples for chunk in chunks], axis=1).mean(axis=0))
@@ -211,7 +211,7 @@ def _checked_rate(frame: av.AudioFrame) -> int:
     return frame.sample_rate
 
 
-def as_float(frame: av.AudioFrame) -> np.ndarray:
+def _as_float(frame: av.AudioFrame) -> np.ndarray:
     """float32 [channels, samples]; integers become -1..1."""
     samples = frame.to_ndarray()
     if not frame.format.is_planar:

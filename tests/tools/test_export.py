@@ -78,13 +78,13 @@ def write_media(shards: Path, folder: Path, products) -> list[dict]:
     """The products as their owner has them: files on disk and strings; in JSON."""
     fields = {"image": "images", "video": "videos", "audio": "audios"}
     raw = []
-    for product in products:
+    for place, product in enumerate(products):
         given = {"id": product.id, "title": product.title, "description": product.description}
         given["attributes"] = dict(product.attributes)
         for name, media in product.media.items():
             paths = []
             for number, medium in enumerate(media):
-                path = folder / f"{product.id}-{name}-{number}{Path(medium.name).suffix}"
+                path = folder / f"{place}-{name}-{number}{Path(medium.name).suffix}"
                 path.write_bytes(medium.data)
                 paths.append(str(path))
             given[fields[name]] = paths
