@@ -1,5 +1,6 @@
 """An exported folder, used as its card says: in an empty place, without `import m5ds` and without DALI."""
 
+import dataclasses
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from m5ds.downstream.evaluation_data import EvaluationData
 from m5ds.downstream.features import FeatureOptions
 from m5ds.downstream.model_card import LOADING, model_card
 from m5ds.downstream.pretrained import Pretrained, export_pretrained, fingerprint, load_pretrained
+from m5ds.inputs import FeatureRows, RegionFeatures
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
 from m5ds.processor import M5Processor
@@ -44,8 +46,12 @@ def shards(tmp_path_factory):
     return prepare_quickstart(settings, tmp_path_factory.mktemp("data")) / SHARDS
 
 
-def loaded(folder: Path, tokenizer, *overrides: str) -> Pretrained:
-    config = M5Config.for_tokenizer(tiny_run(folder, *overrides).model, tokenizer, initializer_seed=3)
+def loaded(folder: Path, tokenizer, *overrides: str, **modalities) -> Pretrained:
+    """An untrained model; `modalities` replaces fields of some modalities' settings."""
+    spec = tiny_run(folder, *overrides).model
+    changed = {name: dataclasses.replace(spec.modalities[name], **fields) for name, fields in modalities.items()}
+    spec = dataclasses.replace(spec, modalities={**spec.modalities, **changed})
+    config = M5Config.for_tokenizer(spec, tokenizer, initializer_seed=3)
     model = M5ForPretraining(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # far from the initial values, where everything is nearly linear
@@ -154,8 +160,8 @@ def test_a_model_of_features_and_a_hugging_face_tokenizer_works_too(tmp_path):
     pretrained = loaded(
         tmp_path,
         load_tokenizer(tmp_path / "bert"),
-        "model.modalities.video={embedder: feature_rows, mask_unit: row, input: {kind: feature_rows, rows: 4, dim: 6}}",
-        "model.modalities.image={embedder: regions, input: {kind: region_features, max_regions: 5, dim: 7}}",
+        video={"embedder": "feature_rows", "mask_unit": "row", "input": FeatureRows(rows=4, dim=6)},
+        image={"embedder": "regions", "input": RegionFeatures(max_regions=5, dim=7)},
     )
     out = exported(tmp_path, pretrained)
     products = """[
