@@ -75,15 +75,17 @@ class ModalityConfig:
     """A name registered in m5ds.model.embeddings."""
     head: str
     """A name registered in m5ds.model.heads."""
-    cls: Literal["learned", "token", "mean", "none"] = "learned"
-    """How a segment is summarised: an added learned row, its first token row, the mean of its rows, or not at all."""
+    cls: Literal["learned", "token", "last", "mean", "none"] = "learned"
+    """How a segment is summarised: an added learned row ahead of it, its first row, its last row (what a causal
+    modality needs), the mean of its rows, or not at all."""
     mask_ratio: Fraction = 0.15
     mask_unit: Literal["token", "pair", "key_or_value", "row", "frame"] = "row"
     """What is masked together: text `token`; table `pair`, `token`, `key_or_value`; others `row` (patch, region, tube)
     or `frame` (all rows of one time step)."""
     loss_weight: Annotated[float, Field(ge=0)] = 1.0
     init_from: str | None = None
-    """Text only: a local Hugging Face BERT directory whose weights start this modality's embedding and encoder."""
+    """Text only: a local Hugging Face directory (BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA) whose weights start this
+    modality's embedding and encoder. What does not fit the blocks is refused, with what to set."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -98,7 +100,8 @@ class BlockConfig:
     attention_weights: Literal["shared", "per_modality"] = "per_modality"
     ffn_weights: Literal["shared", "per_modality"] = "per_modality"
     causal: list[str] = dataclasses.field(default_factory=list)
-    """Modalities whose rows see only earlier rows of their own segment."""
+    """Modalities whose rows see only themselves and earlier rows of their own segment. Their `cls` is `last` (or `mean`
+    or `none`): the first row, which `learned` and `token` read, sees nothing of the segment but itself."""
     norm: Literal["pre", "post"] = "pre"
     activation: Literal["gelu", "quick_gelu", "relu"] = "gelu"
     num_heads: Positive | None = None
@@ -310,6 +313,20 @@ def _drop_other_kinds(under: Any, over: Any) -> None:
                 _drop_other_kinds(under[key], over[key])
 
 
+def check_summaries(model: ModelConfig) -> None:
+    """ValueError where a causal modality is summarised by its first row, which sees nothing of what follows: its
+    summary would be a constant vector (DESIGN 3.4).
+    """
+    for block_name, block in model.blocks.items():
+        for name in block.causal:
+            settings = model.modalities.get(name)
+            if settings is not None and settings.cls in ("learned", "token"):
+                raise ValueError(
+                    f"model.modalities.{name}.cls is {settings.cls}, but model.blocks.{block_name}.causal names {name}:"
+                    f" the first row sees only itself; set model.modalities.{name}.cls=last (or mean)"
+                )
+
+
 def _check_together(config: RunConfig, where: str) -> None:
     """What no single field can say."""
     train, model = config.train, config.model
@@ -338,3 +355,7 @@ def _check_together(config: RunConfig, where: str) -> None:
                     raise ConfigError(
                         f"{where}: model.blocks.{name}.{field} names {entry!r}; the model has {', '.join(names)}"
                     )
+    try:
+        check_summaries(model)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error

@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, overload
 
 import numpy as np
 from PIL import Image
@@ -22,6 +22,7 @@ from m5ds.data.reader import Media, RawProduct
 from m5ds.data.tokenizer import Tokenizer, load_tokenizer
 from m5ds.inputs import InputSpec
 from m5ds.kernels import philox
+from m5ds.model.remote_code import AUTO_MAP, write_remote_code
 
 CONFIG_FILE = "processor_config.json"
 TOKENIZER_FOLDER = "tokenizer"
@@ -48,15 +49,30 @@ class M5Processor:
         """The processor of a model section. Further keywords are those of the class."""
         return cls({name: spec.modalities[name].input for name in spec.modality_names}, tokenizer, **kwargs)
 
-    def __call__(self, products: Sequence[Mapping[str, Any]]) -> Batch:
-        """A batch of the products, its rows on the CPU.
+    @overload
+    def __call__(self, products: Sequence[Mapping[str, Any]], *, return_tensors: None = None) -> Batch: ...
+
+    @overload
+    def __call__(self, products: Sequence[Mapping[str, Any]], *, return_tensors: str) -> dict[str, Any]: ...
+
+    def __call__(
+        self, products: Sequence[Mapping[str, Any]], *, return_tensors: str | None = None
+    ) -> Batch | dict[str, Any]:
+        """A batch of the products, its rows on the CPU: `model.embed(processor(products))`.
+
+        `return_tensors="pt"` gives the keywords of a forward instead, `model(**processor(products,
+        return_tensors="pt"))`, which masks nothing.
 
         A product is a mapping with any of `id`, `title`, `description`, `attributes` (a mapping, or pairs of strings)
         and, named as in catalogues (`images`, `videos`, `audios`, ...), one medium or a list of them: a path, bytes,
         a PIL image, or for precomputed features an array [rows, dim] (regions: a mapping of arrays). The first
-        readable medium of a list counts. What is left out is absent. Raises ValueError for an unknown field and for a
-        medium that cannot be read.
+        readable medium of a list counts. What is left out is absent. Raises ValueError for an unknown field, for a
+        medium that cannot be read and for tensors of another library.
         """
+        if return_tensors not in (None, "pt"):
+            raise ValueError(f"return_tensors must be 'pt' or left out, got {return_tensors!r}")
+        if isinstance(products, Mapping):
+            raise ValueError("products: give a list of products, not one mapping; write processor([product])")
         raw = [self._raw(number, product) for number, product in enumerate(products)]
         prepared = self._maker.make(raw, [philox.EVALUATION_DRAW] * len(raw))
         lost = [
@@ -72,19 +88,27 @@ class M5Processor:
                 f"product {product_id!r}: no {name} that can be read: {'; '.join(reasons)}; leave the field out to"
                 f" embed the product without it ({len(lost)} such cases in the batch)"
             )
-        return prepared.batch
+        return prepared.batch if return_tensors is None else {"batch": prepared.batch, "masked": False}
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write processor_config.json and the tokenizer's folder; the directory is made if need be."""
+        """Write processor_config.json, the tokenizer's folder and what AutoProcessor needs; the directory is made if
+        need be.
+        """
         folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        tree = {"processor_class": type(self).__name__, "inputs": _ADAPTER.dump_python(self.inputs, mode="json")}
+        write_remote_code(folder)
+        tree = {
+            "processor_class": type(self).__name__,
+            "auto_map": {"AutoProcessor": AUTO_MAP["AutoProcessor"]},
+            "inputs": _ADAPTER.dump_python(self.inputs, mode="json"),
+        }
         (folder / CONFIG_FILE).write_text(json.dumps(tree, indent=2) + "\n")
         self.tokenizer.save(folder / TOKENIZER_FOLDER)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, **kwargs: Any) -> "M5Processor":
-        """What `save_pretrained` wrote. ValueError names the file that is missing or damaged."""
+        """What `save_pretrained` wrote; `device` and `num_threads` as the class takes them. ValueError names the file
+        that is missing or damaged.
+        """
         path = Path(directory) / CONFIG_FILE
         try:
             inputs = _ADAPTER.validate_json(json.dumps(json.loads(path.read_text())["inputs"]))
@@ -92,7 +116,12 @@ class M5Processor:
             raise ValueError(f"{path}: {error.strerror}; save the processor beside the model first") from error
         except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
             raise ValueError(f"{path}: not a processor's configuration: {' '.join(str(error).split())}") from error
-        return cls(inputs, load_tokenizer(path.parent / TOKENIZER_FOLDER), **kwargs)
+        own = {key: kwargs[key] for key in ("device", "num_threads") if key in kwargs}  # AutoProcessor adds its own
+        return cls(inputs, load_tokenizer(path.parent / TOKENIZER_FOLDER), **own)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoProcessor") -> None:
+        """Nothing, as in `M5ForPretraining`; AutoProcessor calls it."""
 
     def _raw(self, number: int, product: Mapping[str, Any]) -> RawProduct:
         fields = {modality.get(name).catalogue_field: name for name in self.inputs}

@@ -1,6 +1,8 @@
 """Raw products to features: the processor, alone and beside a saved model."""
 
+import dataclasses
 import io
+import json
 import wave
 from pathlib import Path
 
@@ -10,7 +12,11 @@ import torch
 from PIL import Image
 
 from m5ds import config, modality
+from m5ds.data.decode import Decoder
+from m5ds.data.micro_batch import MicroBatchMaker
+from m5ds.data.reader import Media, RawProduct
 from m5ds.data.tokenizer import train_tokenizer
+from m5ds.kernels import philox
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
 from m5ds.processor import M5Processor
@@ -115,3 +121,99 @@ def test_a_folder_without_processor_says_what_to_do(tmp_path):
     (tmp_path / "processor_config.json").write_text("{}")
     with pytest.raises(ValueError, match="not a processor's configuration"):
         M5Processor.from_pretrained(tmp_path)
+
+
+def test_every_field_of_a_product_goes_where_the_engine_would_put_it(tmp_path, spec, tokenizer):
+    """The batch of the processor against the engine's own, made from records."""
+    picture("green").save(tmp_path / "G.JPG")
+    given = [
+        {"id": 7, "title": "red shoe", "description": "green hat", "attributes": [("colour", 3), ("size", None)]},
+        {"title": None, "description": "blue coat", "images": str(tmp_path / "G.JPG")},
+        {"id": "x", "title": "", "attributes": {}, "audios": [tone(), b"junk"], "videos": np.ones((2, 6))},
+    ]
+    records = [
+        raw_product("7", "red shoe", "green hat", [("colour", "3"), ("size", "None")], {}),
+        raw_product("1", "", "blue coat", [], {"image": [Media("1.image.0.jpg", (tmp_path / "G.JPG").read_bytes())]}),
+        raw_product("x", "", "", [], {"audio": [Media("a", tone())], "video": [Media("v.npy", npy(np.ones((2, 6))))]}),
+    ]
+    inputs = {name: spec.modalities[name].input for name in spec.modality_names}
+    maker = MicroBatchMaker(inputs, tokenizer, Decoder("cpu", 1))
+    expected = maker.make(records, [philox.EVALUATION_DRAW] * 3).batch
+    found = M5Processor.for_model(spec, tokenizer)(given)
+    assert found.ids == expected.ids == ["7", "1", "x"]
+    for field in ("product_B", "draw_B", "label_B", "present_BM"):
+        assert torch.equal(getattr(found, field), getattr(expected, field)), field
+    assert (found.draw_B == philox.EVALUATION_DRAW).all() and (found.label_B == -1).all()
+    for name, rows in expected.modalities.items():
+        for field in dataclasses.fields(rows):
+            ours, theirs = getattr(found.modalities[name], field.name), getattr(rows, field.name)
+            assert (ours is None) == (theirs is None)
+            assert theirs is None or torch.equal(ours, theirs), (name, field.name)
+
+
+def raw_product(name, title, description, attributes, media):
+    held = {"text": title or description, "table": attributes, **media}
+    return RawProduct(
+        id=name,
+        product=philox.product_hash(name),
+        title=title,
+        description=description,
+        attributes=attributes,
+        category=[],
+        label=-1,
+        present=frozenset(key for key, value in held.items() if value),
+        media=media,
+    )
+
+
+def npy(array) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def test_all_kinds_of_medium_with_the_same_content_give_the_same_rows(tmp_path, spec, tokenizer):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 16, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    kinds = [tmp_path / "a.png", str(tmp_path / "a.png"), data, bytearray(data), image, [image], (data,)]
+    batch = M5Processor.for_model(spec, tokenizer)([{"images": kind} for kind in kinds])
+    rows = batch.modalities["image"].values_NF.reshape(len(kinds), -1)
+    assert all(torch.equal(rows[0], other) for other in rows[1:])
+
+
+def test_tensors_for_a_forward_that_masks_nothing(spec, tokenizer):
+    processor = M5Processor.for_model(spec, tokenizer)
+    inputs = processor([{"title": "red shoe"}], return_tensors="pt")
+    assert set(inputs) == {"batch", "masked"} and inputs["masked"] is False and inputs["batch"].ids == ["0"]
+    model = M5ForPretraining(M5Config.for_tokenizer(spec, tokenizer)).eval()
+    assert torch.equal(model(**inputs).fused_BMD, model(inputs["batch"], masked=False).fused_BMD)
+    with pytest.raises(ValueError, match="return_tensors must be 'pt' or left out, got 'np'"):
+        processor([{}], return_tensors="np")
+
+
+def test_one_product_that_is_no_list_is_refused(spec, tokenizer):
+    with pytest.raises(ValueError, match=r"give a list of products, not one mapping; write processor\(\[product\]\)"):
+        M5Processor.for_model(spec, tokenizer)({"title": "red shoe"})
+
+
+def test_several_unreadable_media_are_counted_and_the_first_named(spec, tokenizer):
+    products = [{"id": "a", "title": "x"}, {"id": "b", "images": [b"junk", b"more"]}, {"id": "c", "audios": b"junk"}]
+    with pytest.raises(ValueError, match=r"product 'b': no image .*: .*; .*; leave the field out .*\(2 such cases"):
+        M5Processor.for_model(spec, tokenizer)(products)
+
+
+def test_inputs_stand_in_table_order(spec, tokenizer):
+    given = {name: spec.modalities[name].input for name in ("audio", "text", "image")}
+    assert list(M5Processor(given, tokenizer).inputs) == ["image", "text", "audio"]
+
+
+def test_a_saved_folder_names_its_class_and_comes_back_with_the_loaders_own_settings(tmp_path, spec, tokenizer):
+    M5Processor.for_model(spec, tokenizer).save_pretrained(tmp_path / "new" / "saved")
+    tree = json.loads((tmp_path / "new" / "saved" / "processor_config.json").read_text())
+    assert tree["processor_class"] == "M5Processor"
+    assert tree["auto_map"] == {"AutoProcessor": "modeling_m5ds.M5Processor"}
+    found = M5Processor.from_pretrained(tmp_path / "new" / "saved", device="cpu", num_threads=1, _from_auto=True)
+    assert found.tokenizer.vocab_size == tokenizer.vocab_size
+    M5Processor.register_for_auto_class("AutoProcessor")

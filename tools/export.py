@@ -1,8 +1,8 @@
-"""A run's checkpoint as a Hugging Face directory: config.json, model.safetensors, tokenizer/, and a classifier's head:
+"""A run's checkpoint as a Hugging Face directory: weights, processor, tokenizer, model card, and a classifier's head:
 
 python tools/export.py --checkpoint RUN --out DIR
 
-`M5ForPretraining.from_pretrained(DIR)` reads it, and every downstream tool takes it as --checkpoint.
+`AutoModel` and `AutoProcessor` read it with trust_remote_code=True, and every downstream tool takes it as --checkpoint.
 """
 
 import argparse
@@ -21,10 +21,12 @@ def main() -> None:
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"--out {out}: is not empty; name a new folder")
 
+    from m5ds.downstream.model_card import CARD, model_card
     from m5ds.downstream.pretrained import export_pretrained, load_pretrained
 
     pretrained = load_pretrained(arguments.checkpoint)
     export_pretrained(pretrained, out)
+    (out / CARD).write_text(model_card(pretrained))
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{out}: {size / 1e6:.1f} MB from {pretrained.source}, weights {pretrained.fingerprint[:12]}")
 

@@ -15,11 +15,11 @@ import av
 import torch
 from torch import Tensor
 
-from m5ds.data.dali_runtime import DaliRuntime
 from m5ds.data.decode_audio import decode_audios
 from m5ds.data.decode_image import decode_images
 from m5ds.data.decode_video import decode_videos
 from m5ds.data.media import BadMedia, Crop, Decoded, MediaItem
+from m5ds.data.plain_runtime import open_runtime
 from m5ds.inputs import AudioPatches, ImagePatches, VideoTubes
 
 __all__ = ["PIXEL_MEAN", "PIXEL_STD", "BadMedia", "Crop", "Decoded", "Decoder", "MediaItem"]
@@ -41,7 +41,7 @@ class Decoder:
         self.device = torch.device(device)
         if num_threads is None:
             num_threads = min(len(os.sched_getaffinity(0)), 4)
-        self._dali = DaliRuntime(self.device, num_threads)
+        self._dali = open_runtime(self.device, num_threads)
         av.logging.set_level(None)  # FFmpeg writes every damaged packet to the terminal; failures are recorded
 
     def images(self, items: Sequence[MediaItem], spec: ImagePatches, crops: Sequence[Crop | None]) -> Decoded:

@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from m5ds import modality
+from m5ds.model.pooling import OPERATIONS
 
 STATES = ("fused", "contrastive", "dense")
-OPERATIONS = ("concat", "mean", "sum")
 _INFO = "embeddings.json"
 
 

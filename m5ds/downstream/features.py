@@ -1,6 +1,6 @@
 """Product embeddings from a model's output.
 
-Shape letters: B products, M modalities, D width of a summary, W width of the product's vector.
+Shape letters: B products, W width of the product's vector.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from m5ds.downstream.classifier import ClassifierHead
 from m5ds.downstream.embeddings import OPERATIONS, STATES, check_modalities
 from m5ds.downstream.presence import with_modalities
 from m5ds.model.m5mmt import M5ForPretraining
+from m5ds.model.pooling import pool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,21 +44,6 @@ class FeatureOptions:
     def official(cls, modalities: tuple[str, ...]) -> "FeatureOptions":
         """Sum of the fused summaries, not normalised (PAPER.md section 1.3, "features for retrieval")."""
         return cls(modalities=modalities, operation="sum", normalized=False)
-
-
-def pool(states_BMD: Tensor, present_BM: Tensor, operation: str, normalized: bool) -> Tensor:
-    """[B, W] fp32 from summaries and presence (bool, same device): W = M * D for `concat`, else D.
-
-    A product without any modality gets the zero vector, normalised or not.
-    """
-    shown_BMD = states_BMD.float() * present_BM[:, :, None]
-    if operation == "concat":
-        vector_BW = shown_BMD.flatten(1)
-    else:
-        vector_BW = shown_BMD.sum(1)
-        if operation == "mean":
-            vector_BW = vector_BW / present_BM.sum(1, keepdim=True).clamp(min=1)
-    return torch.nn.functional.normalize(vector_BW, dim=1) if normalized else vector_BW
 
 
 @torch.no_grad()

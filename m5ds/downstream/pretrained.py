@@ -18,9 +18,10 @@ from m5ds.downstream import lora
 from m5ds.downstream.classifier import ClassifierHead
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
+from m5ds.processor import TOKENIZER_FOLDER, M5Processor
 from m5ds.train import checkpoint, distributed
 
-TOKENIZER = "tokenizer"
+TOKENIZER = TOKENIZER_FOLDER
 HEAD = "head.safetensors"
 BEST = "best"
 """Folder of a finetuning run that holds its best checkpoint by validation."""
@@ -107,9 +108,11 @@ def _from_hugging_face(path: Path, untrained: bool) -> Pretrained:
 
 
 def export_pretrained(pretrained: Pretrained, directory: Path) -> None:
-    """Write what `load_pretrained` reads: the model as `from_pretrained` reads it, tokenizer, a classifier's head."""
+    """Write what `load_pretrained` and transformers' Auto classes read: model, processor with its tokenizer, and a
+    classifier's head.
+    """
     pretrained.model.save_pretrained(directory)
-    pretrained.tokenizer.save(directory / TOKENIZER)
+    M5Processor.for_model(pretrained.model.spec, pretrained.tokenizer, device="cpu").save_pretrained(directory)
     if pretrained.head is not None:
         save_file({name: value.contiguous() for name, value in pretrained.head.state_dict().items()}, directory / HEAD)
 

@@ -1,6 +1,7 @@
 """The Hugging Face configuration of M5-MMT: the run's model section plus what the tokenizer fixes."""
 
 import json
+import os
 from functools import lru_cache
 from typing import Any
 
@@ -8,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import PretrainedConfig
 
 from m5ds.config import ModelConfig
+from m5ds.model.remote_code import AUTO_MAP, write_remote_code
 
 _ADAPTER: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
 
@@ -68,6 +70,16 @@ class M5Config(PretrainedConfig):
             special_ids=sorted(tokenizer.special_ids),
             **kwargs,
         )
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As `PretrainedConfig.save_pretrained`, and what the Auto classes need to load the folder."""
+        self.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        write_remote_code(save_directory)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing: else a loaded configuration would save a copy of this file instead of naming the package."""
 
     @property
     def spec(self) -> ModelConfig:

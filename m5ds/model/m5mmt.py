@@ -6,7 +6,7 @@ pairs, K masked rows. One forward makes the same sequence of module calls whatev
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from m5ds import modality
+from m5ds.config import check_summaries
 from m5ds.data.batch import Batch
 from m5ds.kernels.layout import PackedLayout
 from m5ds.model import fusion, heads
@@ -28,6 +29,7 @@ from m5ds.model.initialization import initialize
 from m5ds.model.masking import PRODUCTS
 from m5ds.model.objectives import Contrastive, Gather, gather_locally
 from m5ds.model.pairs import contrastive_pairs, pair_name
+from m5ds.model.pooling import OPERATIONS, pool
 from m5ds.model.summaries import Projection, RowIndex, scatter_products, summarize
 
 
@@ -64,6 +66,7 @@ class M5ForPretraining(PreTrainedModel):
     def __init__(self, config: M5Config) -> None:
         super().__init__(config)
         spec = config.spec
+        check_summaries(spec)
         names, dim, eps = spec.modality_names, spec.hidden_size, spec.layer_norm_eps
         self.spec, self.names = spec, names
         self.kinds = tuple(spec.modalities[name].cls for name in names)
@@ -133,6 +136,38 @@ class M5ForPretraining(PreTrainedModel):
                 listed = ", ".join(sorted(str(key) for key in info[problem]))
                 raise ValueError(f"{where}: {listed}; the files belong to another model")
         return (model, info) if wants_info else model
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Nothing: else a loaded model would save a copy of this file instead of naming the package."""
+
+    @torch.no_grad()
+    def embed(
+        self,
+        batch: Batch,
+        *,
+        states: Literal["fused", "contrastive"] = "fused",
+        operation: Literal["concat", "mean", "sum"] = "mean",
+        normalized: bool = True,
+    ) -> Tensor:
+        """[B, W] fp32: one vector a product, as tools/embed.py writes them; zero where it has no modality.
+
+        `states`: the summaries after fusion, or their projections before it, by which one modality finds another.
+        `operation`: over the present modalities; `concat` keeps all M side by side. The batch is moved to the model's
+        device. ValueError in training mode (dropout would make the vectors random) and for an unknown choice.
+        """
+        if self.training:
+            raise ValueError("embed: the model is in training mode; call model.eval() first")
+        if states not in ("fused", "contrastive") or operation not in OPERATIONS:
+            raise ValueError(
+                f"embed: states {states!r} and operation {operation!r}; states are fused or contrastive, operations"
+                f" {', '.join(OPERATIONS)}"
+            )
+        if states == "contrastive" and not self.pair_names:
+            raise ValueError("embed: states contrastive need a model with a contrastive loss; use fused")
+        output = self(batch.to(self.device), masked=False)
+        states_BMD = output.fused_BMD if states == "fused" else output.unimodal_BMD
+        return pool(states_BMD, output.present_BM, operation, normalized)
 
     def no_weight_decay_names(self) -> set[str]:
         """Parameters that take no weight decay: biases, norms, single vectors ([CLS], mask, ...), logit scale,

@@ -1,11 +1,11 @@
-"""Start a token modality from a local Hugging Face BERT: its embeddings and its first layers (PAPER 1.1).
+"""Start a token modality from a local Hugging Face BERT or one of its family (bert_family.py): its embeddings and its
+first layers (PAPER 1.1).
 
 Rank 0 reads the files and the others receive, whole or as ZeRO-3 shards, so only its node needs the directory. Any
 key that is missing or has another shape is an error that lists all of them, raised on every rank before a weight
 changes.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from m5ds.model import fusion
+from m5ds.model.bert_family import Encoder, misfits, read_encoder
 from m5ds.model.initialization import gathered, is_partitioned
 from m5ds.model.m5mmt import M5ForPretraining
 
@@ -77,8 +78,8 @@ def bert_values(model: M5ForPretraining, name: str, directory: Path) -> dict[str
     """What each parameter of the modality takes from the BERT, by parameter name. ValueError as
     `load_initial_weights`.
     """
-    _check_sizes(model, name, directory)
-    state = _state(directory)
+    encoder = _fitting_encoder(model, name, directory)
+    state = _state(directory, encoder.family.prefix)
     layers = fusion.layers(model.spec)[: model.num_unimodal]
     wanted = {f"embeddings.{name}_{what}": [key] for what, key in _EMBEDDINGS.items()}
     for number, layer in enumerate(layers):
@@ -98,7 +99,7 @@ def bert_values(model: M5ForPretraining, name: str, directory: Path) -> dict[str
             continue
         value = torch.cat([state[key] for key in keys])
         if target.endswith("_position"):
-            value = value[: shapes[target][0]]
+            value = value[encoder.first_position :][: shapes[target][0]]
         if target.endswith("_modality"):
             value = value[0]
         if tuple(value.shape) != shapes[target]:
@@ -109,45 +110,18 @@ def bert_values(model: M5ForPretraining, name: str, directory: Path) -> dict[str
     return values
 
 
-def _check_sizes(model: M5ForPretraining, name: str, directory: Path) -> None:
-    """The BERT's configuration against the layers that it is to fill."""
-    try:
-        bert = json.loads((directory / "config.json").read_text())
-    except OSError as error:
-        raise ValueError(
-            f"model.modalities.{name}.init_from: {directory}/config.json cannot be read: {error.strerror}; name a local"
-            " Hugging Face BERT directory"
-        ) from error
-    spec = model.spec
+def _fitting_encoder(model: M5ForPretraining, name: str, directory: Path) -> Encoder:
+    """The directory's encoder; ValueError lists everything in which it and the layers that it is to fill disagree."""
+    encoder = read_encoder(name, directory)
     if model.embeddings.token_table(name) is None:
         raise ValueError(f"model.modalities.{name}.init_from: only modalities of tokens can start from a BERT")
-    m = model.names.index(name)
-    problems = []
-    if bert.get("hidden_size") != spec.hidden_size:
-        problems.append(f"hidden_size is {bert.get('hidden_size')}, model.hidden_size {spec.hidden_size}")
-    if bert.get("vocab_size") != model.config.vocab_size:
-        problems.append(f"vocab_size is {bert.get('vocab_size')}, the tokenizer's {model.config.vocab_size}")
-    layers = fusion.layers(spec)[: model.num_unimodal]
-    if len(layers) > bert.get("num_hidden_layers", 0):
-        problems.append(f"it has {bert.get('num_hidden_layers')} layers, the model {len(layers)} unimodal ones")
-    for layer in layers:
-        where = f"model block {layer.name}"
-        if layer.pre_norm:
-            problems.append(f"{where} has norm: pre, BERT is post")
-        if layer.activation != bert.get("hidden_act"):
-            problems.append(f"{where} has activation {layer.activation}, BERT {bert.get('hidden_act')}")
-        if layer.num_heads != bert.get("num_attention_heads"):
-            problems.append(f"{where} has {layer.num_heads} heads, BERT {bert.get('num_attention_heads')}")
-        if layer.ffn_dim != bert.get("intermediate_size"):
-            problems.append(f"{where} has ffn_dim {layer.ffn_dim}, BERT {bert.get('intermediate_size')}")
-        if layer.shared_attention or layer.shared_ffn or not layer.updates[m]:
-            problems.append(f"{where} must update {name} with per_modality weights")
-    if problems:
-        raise ValueError(f"{directory}: does not fit model.modalities.{name}: {'; '.join(dict.fromkeys(problems))}")
+    if problems := misfits(model.spec, name, model.config.vocab_size, encoder):
+        raise ValueError(f"{directory}: does not fit model.modalities.{name}: {'; '.join(problems)}")
+    return encoder
 
 
-def _state(directory: Path) -> dict[str, Tensor]:
-    """The BERT's tensors by the names of a bare `BertModel`, old TensorFlow-style norm names included."""
+def _state(directory: Path, prefix: str) -> dict[str, Tensor]:
+    """The encoder's tensors by the names of a bare `BertModel`, old TensorFlow-style norm names included."""
     if (directory / "model.safetensors").is_file():
         state = load_file(directory / "model.safetensors")
     elif (directory / "pytorch_model.bin").is_file():
@@ -156,7 +130,7 @@ def _state(directory: Path) -> dict[str, Tensor]:
         raise ValueError(f"{directory}: has neither model.safetensors nor pytorch_model.bin")
     renamed = {}
     for key, value in state.items():
-        key = key.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
+        key = key.removeprefix(prefix).replace("LayerNorm.gamma", "LayerNorm.weight")
         renamed[key.replace("LayerNorm.beta", "LayerNorm.bias")] = value
     return renamed
 

@@ -23,6 +23,8 @@ class RowIndex:
         self.first_rows = [
             self._move(layout.seg_start_BM[layout.present_BM[:, m], m].long()) for m in range(layout.num_modalities)
         ]
+        end_BM = layout.seg_start_BM.long() + layout.seg_len_BM.long()
+        self.last_rows = [self._move(end_BM[layout.present_BM[:, m], m] - 1) for m in range(layout.num_modalities)]
 
     def content_rows(self, m: int, content_B: Tensor) -> Tensor:
         """int64 [N]: packed row of every content row of modality m. `content_B` (CPU): content rows of each product."""
@@ -35,8 +37,8 @@ class RowIndex:
 
 
 def summarize(x_TD: Tensor, layout: PackedLayout, index: RowIndex, kinds: tuple[str, ...]) -> list[Tensor]:
-    """Per modality [n, D]: the summary of each product that has it, by `cls: learned | token | mean`; zeros for
-    `none`.
+    """Per modality [n, D]: the summary of each product that has it, by `cls: learned | token | last | mean`; zeros
+    for `none`.
     """
     return [_summary(x_TD, layout, index, m, kind) for m, kind in enumerate(kinds)]
 
@@ -44,6 +46,8 @@ def summarize(x_TD: Tensor, layout: PackedLayout, index: RowIndex, kinds: tuple[
 def _summary(x_TD: Tensor, layout: PackedLayout, index: RowIndex, m: int, kind: str) -> Tensor:
     if kind in ("learned", "token"):
         return x_TD.index_select(0, index.first_rows[m])
+    if kind == "last":
+        return x_TD.index_select(0, index.last_rows[m])
     if kind == "none":
         return x_TD.new_zeros(index.products[m].shape[0], x_TD.shape[1])
     slab_ND = wide(x_TD.narrow(0, layout.slab[m], layout.slab[m + 1] - layout.slab[m]))

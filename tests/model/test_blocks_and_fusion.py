@@ -87,7 +87,11 @@ def test_rows_see_only_visible_modalities(tmp_path):
 
 def test_causal_rows_do_not_see_what_follows(tmp_path):
     spec = tiny_spec(
-        tmp_path, "blocks.unimodal.causal=[text]", "blocks.cross.visibility=identity", "blocks.cross.causal=[text]"
+        tmp_path,
+        "blocks.unimodal.causal=[text]",
+        "blocks.cross.visibility=identity",
+        "blocks.cross.causal=[text]",
+        "modalities.text.cls=last",
     )
     model = build(spec)
     batch = batch_of(spec, [[True] * 5])
@@ -115,12 +119,12 @@ def test_every_combination_of_sharing_norm_and_activation_trains(tmp_path, norm,
     assert all(torch.isfinite(value).all() for value in found.values())
 
 
-@pytest.mark.parametrize("kind", ["learned", "token", "mean"])
+@pytest.mark.parametrize("kind", ["learned", "token", "last", "mean"])
 def test_summaries_are_what_the_config_says(tmp_path, kind):
     spec = tiny_spec(tmp_path, f"modalities.audio.cls={kind}", "blocks.cross.norm=post")
     output = run(build(spec), batch_of(spec, [[False] * 5, [True] * 5]))
     rows = output.fused_TD[output.layout.slab[4] : output.layout.slab[5]]
-    expected = rows.mean(0) if kind == "mean" else rows[0]
+    expected = {"mean": rows.mean(0), "last": rows[-1]}.get(kind, rows[0])
     torch.testing.assert_close(output.fused_BMD[1, 4], expected)
 
 
