@@ -142,7 +142,14 @@ def _embeddings(model: Pretrained, splits: Sequence[str], batch_size: int, num_t
     sets: dict[str, dict[str, EmbeddingSet]] = {}
     categories: tuple[str, ...] = ()
     for split in dict.fromkeys([*splits, GALLERY]):
-        data = EvaluationData(model.state["shards"], split, model.model.spec, model.tokenizer, batch_size=batch_size)
+        data = EvaluationData(
+            model.state["shards"],
+            split,
+            model.model.spec,
+            model.tokenizer,
+            batch_size=batch_size,
+            num_threads=num_threads,
+        )
         categories = data.manifest.categories
         wanted = {"fused": options["fused"]} if split not in splits else options
         found = encode_split(model, data, [Request(options=option) for option in wanted.values()], progress=split)
