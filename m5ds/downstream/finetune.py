@@ -149,7 +149,7 @@ def finetune(job: FinetuneJob, monitor: Monitor, stop: StopRequest) -> int:
     step = FinetuneStep(job.engine, job.model, seed=job.config.seed, precision=job.precision, directory=job.directory)
     job.engine.train()
     batches = job.sources.training.steps(job.step * train.global_batch_size, num_steps=job.total_steps - job.step)
-    # A run that was stopped within a validation makes it up first: it decides on early stopping and the best checkpoint.
+    # A run that was stopped within a validation makes it up first: early stopping and the best checkpoint hang on it.
     if _validation_is_due(job) and not _validate(job, monitor, stop):
         return _stopped(job, stop)
     while job.step < job.total_steps and not (patience and job.worse >= patience):

@@ -119,7 +119,7 @@ def test_an_error_in_the_middle_of_the_policies_leaves_the_model_as_it_was(evalu
         seen.append(followed.model.spec.absent)
         if seen[-1] == "zeros":
             raise OSError("the disk is gone")
-        return None
+        return
 
     monkeypatch.setattr(robustness, "encode_split", fail_under_zeros)
     with pytest.raises(OSError, match="the disk is gone"):
