@@ -11,6 +11,7 @@ from m5ds.config import RunConfig
 from m5ds.data.batch import Batch
 from m5ds.data.media import BadMedia
 from m5ds.downstream import settings as downstream_settings
+from m5ds.downstream.categories import LEAF, CategoryLevel
 from m5ds.downstream.classifier import TASK, ProductClassifier
 from m5ds.downstream.jobs import Evaluation, folder_of
 from m5ds.downstream.labels import ClassChoice
@@ -41,6 +42,7 @@ class FinetuneJob:
     config: RunConfig
     directory: Path
     sources: sources.Sources
+    level: CategoryLevel
     classes: ClassChoice
     model: ProductClassifier
     engine: Any
@@ -58,8 +60,8 @@ class FinetuneJob:
     last_tag: str | None = None
 
     def relabel(self, batch: Batch) -> Batch:
-        """Products of left-out categories lose their label."""
-        batch.label_B = torch.from_numpy(self.classes.apply(batch.label_B.numpy()))
+        """Labels at the configured level; products of left-out categories lose theirs."""
+        batch.label_B = torch.from_numpy(self.classes.apply(self.level.apply(batch.label_B.numpy())))
         return batch
 
 
@@ -111,6 +113,7 @@ def prepare(
         config=config,
         directory=directory,
         sources=opened,
+        level=evaluation.level,
         classes=classes,
         model=model,
         engine=deepspeed_engine,
@@ -138,6 +141,11 @@ def _check_same_finetuning(found: checkpoint.Found, now: dict[str, Any]) -> None
         )
     if saved["settings"]["classification"] != now["settings"]["classification"]:
         raise ValueError(f"{where}: the classification section differs from this run's; resume with the same settings")
+    levels = [settings.get("category_level", LEAF) for settings in (saved["settings"], now["settings"])]
+    if levels[0] != levels[1]:
+        raise ValueError(
+            f"{where}: was finetuned at category_level {levels[0]}, not {levels[1]}; resume with the same settings"
+        )
 
 
 def finetune(job: FinetuneJob, monitor: Monitor, stop: StopRequest) -> int:

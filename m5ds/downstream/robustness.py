@@ -77,6 +77,7 @@ def evaluate_robustness(evaluation: Evaluation, pretrained: Pretrained, stage: s
     """
     settings, config = evaluation.settings, evaluation.settings.coarse_retrieval
     names = pretrained.model.names
+    evaluation.check_head(pretrained)
     tables: list[Table] = []
     not_scored: dict[str, str] = {}
     policies = settings.robustness.policies or [pretrained.model.spec.absent]
