@@ -298,6 +298,7 @@ def check_projection(method: str) -> None:
 
 def projection(products: EmbeddingSet, method: str = "t-sne", limit: int = 2000) -> dict[str, Any]:
     """At most `limit` labelled products in the plane, for the report: `method`, `xy` [N][2], `label` [N]."""
+    products = products.by_id()
     rows = np.flatnonzero((products.label_N >= 0) & ~products.empty_N)[:limit]
     if len(rows) < 10:
         return {}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from m5ds.downstream import metrics
 from m5ds.downstream.bootstrap import bootstrap_mean, bootstrap_means, bootstrap_statistic, keys_of
 from m5ds.downstream.clustering import METRICS, cluster
-from m5ds.downstream.embeddings import EmbeddingSet
+from m5ds.downstream.embeddings import EmbeddingSet, id_order
 from m5ds.downstream.frequency import COUNTS, SHARES, FrequencyRule, split_by_frequency
 from m5ds.downstream.labels import ClassChoice, unseen_facts
 from m5ds.downstream.protocols import get_protocol
@@ -94,6 +94,7 @@ def coarse_retrieval(
     population_label: NDArray[np.int64] | None = None,
 ) -> tuple[list[Table], dict[str, Any]]:
     """Match = same category. One table a protocol, and retrieval examples. `ValueError` as evaluate_retrieval."""
+    queries, gallery = queries.by_id(), gallery.by_id()
     codes = category_codes(queries, "queries"), category_codes(gallery, "gallery")
     return _retrieve(queries, gallery, codes, config, uncertainty, population_label, exclude_self=True, labelled=True)
 
@@ -102,6 +103,7 @@ def instance_retrieval(
     queries: EmbeddingSet, gallery: EmbeddingSet, config: RetrievalConfig, uncertainty: Uncertainty
 ) -> tuple[list[Table], dict[str, Any]]:
     """Match = same product (seen through other modalities or another file) or same group."""
+    queries, gallery = queries.by_id(), gallery.by_id()
     by_group = config.instance == "group"
     if by_group:
         codes = instance_codes(queries, gallery)
@@ -205,7 +207,8 @@ def classification(
 
     `ValueError` where no product has a label of a kept category.
     """
-    label_N = classes.apply(label_N)
+    order = id_order(ids)
+    ids, label_N, logits_DNC = [ids[i] for i in order], classes.apply(label_N)[order], logits_DNC[:, order]
     rows = np.flatnonzero(label_N >= 0)
     if len(rows) < 2:
         raise ValueError(f"classification: {len(rows)} of {len(ids)} products have a label of a kept category")

@@ -10,6 +10,7 @@ from downstream_examples import tiny_batch, tiny_model, tiny_run
 
 from m5ds.data.media import BadMedia
 from m5ds.downstream import finetune
+from m5ds.downstream.categories import CategoryLevel
 from m5ds.downstream.classifier import ProductClassifier
 from m5ds.downstream.labels import ClassChoice
 from m5ds.downstream.settings import ClassificationConfig, DownstreamConfig
@@ -99,6 +100,7 @@ def job(tmp_path, monkeypatch):
         config=tiny_run(tmp_path, "train.validate_every=2", "train.global_batch_size=8"),
         directory=tmp_path,
         sources=SimpleNamespace(validation=Validation(batches()), training=Training(batches)),
+        level=CategoryLevel.of(["Home / A", "Home / B", "Toys"], "leaf"),
         classes=ClassChoice(count_C=np.array([3, 3, 3]), kept_C=np.ones(3, bool), dropped=()),
         model=model,
         engine=Engine(model),
@@ -195,3 +197,10 @@ def test_early_stopping_counts_validations_without_a_better_accuracy(job):
     assert finetune.finetune(job, monitor, Stop()) == 0
     assert (job.step, job.worse, job.best) == (2, 1, 1.0)
     assert [step for step, _ in monitor.validations()] == [2]
+
+
+def test_labels_are_taken_at_the_configured_level_before_rare_classes_go(job):
+    job.level = CategoryLevel.of(["Home / A", "Toys", "Home / B"], 1)
+    job.classes = ClassChoice(count_C=np.array([5, 0]), kept_C=np.array([True, False]), dropped=("Toys",))
+    (batch,) = job.sources.validation.batches
+    assert job.relabel(batch).label_B.tolist() == [0, -1, 0, 0, -1, 0, -1, 0]
