@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m5ds.downstream import bootstrap
-from m5ds.downstream.embeddings import EmbeddingSet, check_comparable, id_order
+from m5ds.downstream.embeddings import EmbeddingSet, check_comparable
 from m5ds.downstream.protocols import STANDARD, Protocol, score_rankings
 from m5ds.downstream.search import exact_topk
 
@@ -77,7 +77,7 @@ def evaluate_retrieval(
     exclude_self: bool = True,
     score_empty: bool = False,
 ) -> RetrievalResult:
-    """Rank the gallery for every query by inner product, equal scores by id, and score it.
+    """Rank the gallery for every query by inner product and score it.
 
     A gallery product is positive when its code equals the query's; codes below 0 are unknown: such queries are not
     scored and such gallery products are distractors. `population_code`: codes of all labelled products, for protocols
@@ -94,8 +94,7 @@ def evaluate_retrieval(
         side = "queries" if shown_G.any() else "gallery"
         subset = "+".join((queries if shown_G.any() else gallery).info.modalities)
         raise ValueError(f"{side}: no product has any of {subset}; choose other modalities")
-    order = id_order(gallery.ids)
-    rows_G = order[shown_G[order]]
+    rows_G = np.flatnonzero(shown_G)
     code_G = np.asarray(gallery_code_G)[rows_G]
     row_of = {gallery.ids[row]: g for g, row in enumerate(rows_G)}
     self_Q = np.array([row_of.get(name, -1) if exclude_self else -1 for name in queries.ids], dtype=np.int64)
@@ -112,9 +111,7 @@ def evaluate_retrieval(
             " gallery that shares their labels"
         )
     chosen = np.flatnonzero(scored_Q)
-    # By id as well: where a row stands in a matrix product may round its last bit.
-    by_id = id_order([queries.ids[q] for q in chosen])
-    ranked_QK = _rank(queries, gallery, chosen[by_id], rows_G, self_Q, max(ks), protocol)[np.argsort(by_id)]
+    ranked_QK = _rank(queries, gallery, chosen, rows_G, self_Q, max(ks), protocol)
     hit_QK = (ranked_QK >= 0) & (code_G[ranked_QK] == np.asarray(query_code_Q)[chosen, None])
     ranked_Q = (ranked_QK >= 0).sum(1)
     empty = ~shown_Q[chosen]

@@ -98,7 +98,7 @@ def evaluate_robustness(evaluation: Evaluation, pretrained: Pretrained, stage: s
                 for condition in wanted
             ]
             sets = encode_split(followed, data, requests, progress=f"robustness ({policy})")
-            found = list(zip(wanted, sets, strict=True)) if sets else []
+            found = [(c, products.by_id()) for c, products in zip(wanted, sets, strict=True)] if sets else []
             for condition, queries, gallery in [*((c, s, s) for c, s in found), *_against_all(found, names)]:
                 try:
                     tables.append(_table(condition, queries, gallery, pretrained, evaluation))

@@ -11,8 +11,7 @@ from m5ds.downstream.baselines import nearest_votes
 from m5ds.downstream.clustering import cluster
 from m5ds.downstream.jobs import projection
 from m5ds.downstream.labels import choose_classes
-from m5ds.downstream.protocols import QUIRKS, get_protocol
-from m5ds.downstream.retrieval import evaluate_retrieval
+from m5ds.downstream.protocols import QUIRKS
 from m5ds.downstream.settings import ClusteringConfig, RetrievalConfig
 
 COUNT = 90
@@ -73,30 +72,13 @@ def test_instance_retrieval(instance):
     assert found[1] == again[1]
 
 
-def test_a_query_keeps_its_scores_and_its_ranking_wherever_it_stands():
-    one = products(2)
-    for name in PROTOCOLS:
-        results = [
-            evaluate_retrieval(
-                two, two, query_code_Q=two.label_N, gallery_code_G=two.label_N, protocol=get_protocol(name)
-            )
-            for two in (one, mixed(one, 3))
-        ]
-        rows = [{name: place for place, name in enumerate(result.ids)} for result in results]
-        assert set(rows[0]) == set(rows[1]) and results[0].ids != results[1].ids
-        for product in rows[0]:
-            first, second = rows[0][product], rows[1][product]
-            assert results[0].ranked[first] == results[1].ranked[second]
-            for metric in results[0].scores:
-                assert results[0].scores[metric][first] == results[1].scores[metric][second]
-
-
 def test_equal_scores_are_ranked_by_id():
     one = embedding_set(np.ones((5, 2)), [0, 0, 1, 1, 0], ids=["e", "a", "d", "c", "b"])
-    result = evaluate_retrieval(one, one, query_code_Q=one.label_N, gallery_code_G=one.label_N)
-    assert result.ids == ("e", "a", "d", "c", "b")
-    assert result.ranked[0] == ("a", "b", "c", "d") and result.ranked[1] == ("b", "c", "d", "e")
-    assert result.scores["prec@1"].tolist() == [1.0, 1.0, 0.0, 0.0, 1.0]
+    (table,), extras = tasks.coarse_retrieval(one, one, RetrievalConfig(protocols=["standard"]), UNCERTAINTY)
+    assert table.ids == ("a", "b", "c", "d", "e")
+    assert [hit["id"] for hit in extras["examples"][0]["found"]] == ["b", "c", "d", "e"]
+    assert [hit["id"] for hit in extras["examples"][-1]["found"]] == ["a", "b", "c", "d"]
+    assert table.values["prec@1"].tolist() == [1.0, 1.0, 0.0, 0.0, 1.0]
 
 
 @pytest.mark.parametrize("seed", range(3))

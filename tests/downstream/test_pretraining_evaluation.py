@@ -160,9 +160,13 @@ def test_the_number_of_decoding_threads_reaches_every_split(monkeypatch):
             self.manifest = SimpleNamespace(categories=CATEGORIES)
 
     monkeypatch.setattr(pretraining_evaluation, "EvaluationData", Opened)
-    monkeypatch.setattr(pretraining_evaluation, "encode_split", lambda model, data, requests, progress: requests)
+    products = embedding_set(np.eye(2), ids=["b", "a"])
+    monkeypatch.setattr(
+        pretraining_evaluation, "encode_split", lambda model, data, requests, progress: [products] * len(requests)
+    )
     model = SimpleNamespace(
         model=SimpleNamespace(names=("image", "text"), spec=None), state={"shards": "shards"}, tokenizer=None
     )
-    pretraining_evaluation._embeddings(model, ("validation",), 7, 3)
+    found = pretraining_evaluation._embeddings(model, ("validation",), 7, 3)
+    assert found["sets"]["train"]["fused"].ids == ("a", "b")
     assert opened == [("validation", 7, 3), ("train", 7, 3)]
