@@ -7,6 +7,7 @@ from m5ds.cli import run_tool
 from m5ds.data.catalogue import CatalogueOptions
 from m5ds.data.catalogue_formats import FORMATS
 from m5ds.data.shards import MISSING_MEDIA_FILE, BuildOptions, build_shards
+from m5ds.data.shared_media import PLACEHOLDER_PRODUCTS, find_shared_media
 
 
 def parse() -> argparse.Namespace:
@@ -31,6 +32,16 @@ def parse() -> argparse.Namespace:
         "--max-media-per-modality", type=int, metavar="N", help="keep the first N files of each modality"
     )
     parser.add_argument("--audio-from-video", action="store_true", help="declare audio where only the clip has sound")
+    parser.add_argument(
+        "--group-by-content", action="store_true", help="products that share byte-equal media share a split too"
+    )
+    parser.add_argument(
+        "--placeholder-products",
+        type=int,
+        default=PLACEHOLDER_PRODUCTS,
+        metavar="N",
+        help="media of more products than this are placeholders, which say nothing and group nothing",
+    )
     parser.add_argument("--overwrite", action="store_true", help="build again over finished shards")
     return parser.parse_args()
 
@@ -50,6 +61,8 @@ def main() -> None:
         seed=arguments.seed,
         max_media_per_modality=arguments.max_media_per_modality,
         audio_from_video=arguments.audio_from_video,
+        group_by_content=arguments.group_by_content,
+        placeholder_products=arguments.placeholder_products,
     )
     manifest = build_shards(arguments.catalogue, arguments.out, options, overwrite=arguments.overwrite, progress=True)
     for name, split in manifest.splits.items():
@@ -57,6 +70,8 @@ def main() -> None:
         print(f"{name}: {split.num_products} products, {len(split.shards)} shards, {size / 1e6:.1f} MB")
     if manifest.missing_media:
         print(f"{manifest.missing_media} listed files are missing: {arguments.out / MISSING_MEDIA_FILE}")
+    for line in find_shared_media(str(arguments.out), manifest).lines():
+        print(line)
     print(f"manifest {manifest.hash[:16]} in {arguments.out}")
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from m5ds.data.lint_shard import ShardFindings, lint_shard
 from m5ds.data.manifest import Manifest, ShardEntry, SplitEntry, join, open_file, read_index, read_manifest
 from m5ds.data.shard_records import Record, read_record
+from m5ds.data.shared_media import find_shared_media
 
 
 def lint_shards(directory: str) -> Iterator[str]:
@@ -44,6 +45,10 @@ def lint_shards(directory: str) -> Iterator[str]:
     if all_readable and attributes != Counter(manifest.attributes):
         yield f"{where}: attributes are not those of the products"
     yield from across.faults()
+    if all_readable and manifest.options.get("group_by_content"):
+        shared = find_shared_media(directory, manifest)
+        if shared.num_contents:
+            yield f"{where}: group_by_content, but {next(shared.lines()).partition(';')[0]}, first {shared.examples[0]}"
     yield from _strays(directory, manifest)
 
 

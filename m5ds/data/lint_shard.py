@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from m5ds.data.catalogue import presence
 from m5ds.data.manifest import (
     INDEX_SCHEMA,
+    MEMBER_HASHES,
     CorruptShardError,
     Manifest,
     ShardEntry,
@@ -58,6 +60,8 @@ def lint_shard(directory: str, manifest: Manifest, entry: ShardEntry) -> ShardFi
             found.faults.append(str(error))
         found.readable = False
         return found
+    if MEMBER_HASHES not in table.column_names:  # built before it was there
+        table = table.append_column(INDEX_SCHEMA.field(MEMBER_HASHES), pa.nulls(len(table), pa.list_(pa.binary(16))))
     if not table.schema.equals(INDEX_SCHEMA):
         found.faults.append(f"{join(directory, entry.index)}: columns are not those of docs/architecture.md")
         found.readable = False
@@ -132,6 +136,8 @@ def _member_faults(row: dict[str, Any], in_tar: dict[str, tuple[int, int]]) -> I
     if not row["members"]:
         yield "has no member"
         return
+    if row[MEMBER_HASHES] is not None and len(row[MEMBER_HASHES]) != len(row["members"]):
+        yield f"index column {MEMBER_HASHES} has {len(row[MEMBER_HASHES])} hashes for {len(row['members'])} members"
     for member in row["members"]:
         place = in_tar.get(member["name"])
         if place is None:

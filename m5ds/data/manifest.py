@@ -30,8 +30,11 @@ INDEX_SCHEMA = pa.schema(
         ("text_chars", pa.int64()),
         ("table_pairs", pa.int64()),
         ("table_chars", pa.int64()),
+        ("member_hashes", pa.list_(pa.binary(16))),
     ]
 )
+MEMBER_HASHES = "member_hashes"
+"""`shared_media.content_hash` of each of `members`. Shards built before this column lack it and stay readable."""
 
 
 class CorruptShardError(ValueError):

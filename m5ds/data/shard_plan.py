@@ -6,6 +6,7 @@ whatever the catalogue's format was. In memory a product costs about 50 bytes. S
 
 import hashlib
 import json
+import logging
 from array import array
 from collections import Counter
 from collections.abc import Iterable
@@ -17,10 +18,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m5ds.data.catalogue import CatalogueError, CatalogueRecord, dumps, presence
+from m5ds.data.content_groups import MediaSizes, group_by_content
 from m5ds.data.manifest import SPLITS
 from m5ds.kernels.philox import product_hash
 
 CATEGORY_SEPARATOR = " / "
+_LARGE_SHARE = 0.1
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContentGrouping:
+    """`--group-by-content`: where the media lie, and how many products a content may have to group by it."""
+
+    media_root: Path
+    placeholder_products: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,16 +66,22 @@ def make_plan(
     group_key: str,
     language: str | None,
     max_media: int | None,
+    content: ContentGrouping | None = None,
 ) -> ShardPlan:
     """Check all records (ids do not repeat, group key and language exist), write `spool`, and plan the shards.
 
+    `content`: products that share byte-equal media stay in one split too; None: only those of one group do.
     `missing_list` receives a JSON line for each listed file that does not exist. Raises CatalogueError.
     """
     scan = _Scan()
+    media = MediaSizes()
     digest = hashlib.sha256()
     with spool.open("wb") as spooled, missing_list.open("w", encoding="utf-8") as missing:
         for record in records:
             line = (_spool_line(record, max_media) + "\n").encode()
+            if content is not None:
+                files = (file for listed in record.media.values() for file in listed[:max_media])
+                media.add(len(scan.offset), (file.size for file in files))
             scan.add(record, spooled.tell(), seed)
             spooled.write(line)
             digest.update(line)
@@ -78,7 +96,10 @@ def make_plan(
     if language is not None and not scan.saw_language:
         raise CatalogueError(f"no record has i18n in {language!r}; correct --language")
     _refuse_duplicates(scan, spool)
-    split_N = assign_splits(np.frombuffer(scan.group, np.uint64), ratios, group_key)
+    group_N = np.frombuffer(scan.group, np.uint64)
+    if content is not None:
+        group_N = _united_groups(group_N, media, spool, np.frombuffer(scan.offset, np.int64), content)
+    split_N = assign_splits(group_N, ratios, group_key)
     order = np.argsort(np.frombuffer(scan.order, np.uint64), kind="stable")
     category_N = np.frombuffer(scan.category, np.int32)
     categories, label_of = _rank_categories(scan.categories, category_N[split_N == 0])
@@ -96,6 +117,33 @@ def make_plan(
         attributes=dict(sorted(scan.attributes.items(), key=lambda item: (-item[1], item[0]))),
         spool_sha256=digest.hexdigest(),
     )
+
+
+def _united_groups(
+    group_N: NDArray[np.uint64],
+    media: MediaSizes,
+    spool: Path,
+    offset_N: NDArray[np.int64],
+    content: ContentGrouping,
+) -> NDArray[np.uint64]:
+    """The groups after `--group-by-content`. Warns where contents chain a large part of the products together."""
+    with spool.open("rb") as file:
+
+        def paths_of(product: int) -> list[Path]:
+            listed = read_spooled(file, offset_N[product])["media"].values()
+            return [content.media_root / path for files in listed for path, *_ in files]
+
+        found = group_by_content(group_N, media, paths_of, placeholder_products=content.placeholder_products)
+    largest = int(np.unique(found, return_counts=True)[1].max())
+    if largest > _LARGE_SHARE * len(found) and largest > int(np.unique(group_N, return_counts=True)[1].max()):
+        _LOGGER.warning(
+            "--group-by-content: %d of %d products hang together by media that they share and go into one split; a"
+            " lower --placeholder-products (now %d) leaves common media out",
+            largest,
+            len(found),
+            content.placeholder_products,
+        )
+    return found
 
 
 def assign_splits(group_N: NDArray[np.uint64], ratios: tuple[float, float, float], group_key: str) -> NDArray[np.int8]:

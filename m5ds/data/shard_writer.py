@@ -22,7 +22,8 @@ from webdataset import TarWriter
 
 from m5ds import modality
 from m5ds.data.catalogue import CatalogueError, dumps, presence
-from m5ds.data.manifest import INDEX_SCHEMA, ShardEntry
+from m5ds.data.manifest import INDEX_SCHEMA, MEMBER_HASHES, ShardEntry
+from m5ds.data.shared_media import content_hash
 from m5ds.kernels.philox import product_hash
 
 MAX_MEDIA_BYTES = 1 << 30
@@ -98,9 +99,10 @@ def _write_product(
     start = writer.tarstream.offset
     writer.write({"__key__": key, **sample})
     # TarWriter writes members sorted by name, each behind one header block.
-    members, at = [], start
+    members, hashes, at = [], [], start
     for member in sorted(sample):
         size = len(sample[member])
+        hashes.append(content_hash(sample[member]))
         members.append({"name": f"{key}.{member}", "offset": at + tarfile.BLOCKSIZE, "size": size})
         at += tarfile.BLOCKSIZE + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     assert at == writer.tarstream.offset, (at, writer.tarstream.offset)
@@ -117,6 +119,7 @@ def _write_product(
         "text_chars": len(title) + len(description),
         "table_pairs": len(attributes),
         "table_chars": sum(len(name) + len(value) for name, value in attributes),
+        MEMBER_HASHES: hashes,
     }
 
 

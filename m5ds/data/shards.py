@@ -22,8 +22,9 @@ from tqdm import tqdm
 from m5ds import modality
 from m5ds.data.catalogue import CatalogueOptions, dumps, media_root, read_catalogue
 from m5ds.data.manifest import MANIFEST_VERSION, SPLITS, Manifest, ShardEntry, SplitEntry
-from m5ds.data.shard_plan import ShardPlan, make_plan, read_spooled
+from m5ds.data.shard_plan import ContentGrouping, ShardPlan, make_plan, read_spooled
 from m5ds.data.shard_writer import WrittenShard, write_shard
+from m5ds.data.shared_media import PLACEHOLDER_PRODUCTS
 
 MISSING_MEDIA_FILE = "missing_media.jsonl"
 _WORK = ".build"
@@ -46,6 +47,10 @@ class BuildOptions:
     """Keep the first so many files of each modality."""
     audio_from_video: bool = False
     """Declare audio for a product without an audio file whose clip has a sound stream; the member is the clip."""
+    group_by_content: bool = False
+    """Products that share byte-equal media stay in one split, as those of one group do."""
+    placeholder_products: int = PLACEHOLDER_PRODUCTS
+    """A content of more products than this is a placeholder: nothing is grouped by it."""
 
     def __post_init__(self) -> None:
         if len(self.ratios) != 3 or not min(self.ratios) >= 0 or not abs(sum(self.ratios) - 1) <= 1e-6:
@@ -57,6 +62,9 @@ class BuildOptions:
         if self.max_media_per_modality is not None and self.max_media_per_modality < 1:
             raise ValueError(f"max_media_per_modality must be at least 1, got {self.max_media_per_modality}")
 
+        if self.placeholder_products < 1:
+            raise ValueError(f"placeholder_products must be at least 1, got {self.placeholder_products}")
+
     def recorded(self) -> dict[str, Any]:
         """What the manifest keeps of it."""
         return {
@@ -65,6 +73,8 @@ class BuildOptions:
             "seed": self.seed,
             "max_media_per_modality": self.max_media_per_modality,
             "audio_from_video": self.audio_from_video,
+            "group_by_content": self.group_by_content,
+            "placeholder_products": self.placeholder_products,
             "language": self.catalogue.language,
             "missing_media": self.catalogue.missing_media,
         }
@@ -127,6 +137,11 @@ def _plan(catalogue: Path, directory: Path, options: BuildOptions, progress: boo
         group_key=options.catalogue.group_key,
         language=options.catalogue.language,
         max_media=options.max_media_per_modality,
+        content=ContentGrouping(
+            media_root=media_root(catalogue, options.catalogue), placeholder_products=options.placeholder_products
+        )
+        if options.group_by_content
+        else None,
     )
 
 

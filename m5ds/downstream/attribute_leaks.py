@@ -30,6 +30,10 @@ class Leak:
     """Of all held-out labelled products."""
     accuracy: float
     """Of the guesses for those that have it; a value that training never saw is a wrong guess."""
+    num_seen: int
+    """Of those that have it, how many are of a category that some training product is of."""
+    seen_accuracy: float | None
+    """Of the guesses for these; None where there are none."""
     commonest: float
     """Accuracy of always guessing the commonest category of the training products that have the key."""
 
@@ -40,7 +44,7 @@ def find_leaks(train: Iterable[RawProduct], held_out: Iterable[RawProduct]) -> l
     `ValueError`: no labelled product on one of the sides.
     """
     known, asked = _by_key(train), _by_key(held_out)
-    for name, (count, _) in (("train", known), ("held-out", asked)):
+    for name, (count, *_) in (("train", known), ("held-out", asked)):
         if not count:
             raise ValueError(f"no {name} product has a label; build the shards from a catalogue with `category`")
     leaks = []
@@ -51,6 +55,8 @@ def find_leaks(train: Iterable[RawProduct], held_out: Iterable[RawProduct]) -> l
         numbers = _numbers([value for value, _ in taught])
         guesses = _by_value(taught, pairs) if numbers is None else _by_number(numbers, taught, pairs)
         labels = [label for _, label in pairs]
+        right = [guess == label for guess, label in zip(guesses, labels, strict=True)]
+        right_of_seen = [one for one, label in zip(right, labels, strict=True) if label in known[2]]
         commonest = _commonest(label for _, label in taught)
         leaks.append(
             Leak(
@@ -58,23 +64,26 @@ def find_leaks(train: Iterable[RawProduct], held_out: Iterable[RawProduct]) -> l
                 kind="value" if numbers is None else "number",
                 num_products=len(pairs),
                 share=len(pairs) / asked[0],
-                accuracy=float(np.mean([guess == label for guess, label in zip(guesses, labels, strict=True)])),
+                accuracy=float(np.mean(right)),
+                num_seen=len(right_of_seen),
+                seen_accuracy=float(np.mean(right_of_seen)) if right_of_seen else None,
                 commonest=float(np.mean([label == commonest for label in labels])),
             )
         )
     return sorted(leaks, key=lambda leak: (-leak.accuracy * leak.num_products, leak.key))
 
 
-def _by_key(products: Iterable[RawProduct]) -> tuple[int, dict[str, Labelled]]:
-    """Number of labelled products, and the values of each key."""
-    count, found = 0, defaultdict(list)
+def _by_key(products: Iterable[RawProduct]) -> tuple[int, dict[str, Labelled], set[int]]:
+    """Number of labelled products, the values of each key, and the labels."""
+    count, found, labels = 0, defaultdict(list), set()
     for product in products:
         if product.label < 0:
             continue
         count += 1
+        labels.add(product.label)
         for key, value in dict(product.attributes).items():
             found[key].append((value, product.label))
-    return count, found
+    return count, found, labels
 
 
 def _numbers(values: list[str]) -> list[float] | None:

@@ -4,7 +4,7 @@ import numpy as np
 
 from m5ds.downstream import settings as downstream_settings
 from m5ds.downstream import tasks
-from m5ds.downstream.baselines import BASELINES, embed, nearest_votes, read_products
+from m5ds.downstream.baselines import BASELINES, embed, nearest_votes
 from m5ds.downstream.evaluation_data import use_file
 from m5ds.downstream.jobs import Evaluation, projection
 from m5ds.downstream.probe_job import label_tables, needed_splits
@@ -20,8 +20,8 @@ def evaluate_baseline(name: str, evaluation: Evaluation) -> list[Result]:
     settings, manifest = evaluation.settings, evaluation.manifest
     # A probe would be tested on what it learned from.
     probed = [] if settings.test_split == "train" else needed_splits(evaluation)
-    train = list(read_products(evaluation.shards, "train"))
-    test = list(read_products(evaluation.shards, settings.test_split))
+    train = list(evaluation.products("train"))
+    test = list(evaluation.products(settings.test_split))
     vectorizer = BASELINES[name][1](train)
 
     def vectors(products, split):
@@ -30,7 +30,7 @@ def evaluate_baseline(name: str, evaluation: Evaluation) -> list[Result]:
     tested = vectors(test, settings.test_split)
     uncertainty = evaluation.uncertainty
     split = settings.coarse_retrieval.gallery_split or settings.test_split
-    searched = tested if split == settings.test_split else vectors(list(read_products(evaluation.shards, split)), split)
+    searched = tested if split == settings.test_split else vectors(list(evaluation.products(split)), split)
     tables, extras = tasks.coarse_retrieval(
         tested, searched, settings.coarse_retrieval, uncertainty, evaluation.all_labels()
     )
@@ -40,20 +40,20 @@ def evaluate_baseline(name: str, evaluation: Evaluation) -> list[Result]:
     whole = learned = vectors(train, "train")
     if evaluation.labelled_ids is not None:
         learned = learned.take(np.array([name in evaluation.labelled_ids for name in learned.ids]))
-    votes_NC = nearest_votes(learned, tested, len(manifest.categories))
+    votes_NC = nearest_votes(learned, tested, len(evaluation.level.names))
     table = tasks.classification(tested.ids, tested.label_N, votes_NC[None], evaluation.classes, uncertainty)
     results.append(_result("classification", name, evaluation, [table], {}))
     if probed:
         sets = {"train": whole, settings.test_split: tested}
         for split in probed:
             if split not in sets:
-                sets[split] = vectors(list(read_products(evaluation.shards, split)), split)
+                sets[split] = vectors(list(evaluation.products(split)), split)
         probes, not_scored = label_tables(evaluation, sets, settings.linear_probe.label_fractions, standardized=False)
         results.append(_result("linear_probe", name, evaluation, probes, {"not_scored": not_scored}))
     config = settings.instance_retrieval
     if config.instance == "file" and BASELINES[name][0] == ("image",):
         queries, gallery = (
-            vectors(list(read_products(evaluation.shards, settings.test_split, use_file(number))), settings.test_split)
+            vectors(list(evaluation.products(settings.test_split, use_file(number))), settings.test_split)
             for number in (config.query_file, 0)
         )
         found = tasks.instance_retrieval(queries, gallery, config, uncertainty)

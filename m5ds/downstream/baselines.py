@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from m5ds.data.reader import RawProduct, ShardReader
-from m5ds.downstream.embeddings import EmbeddingInfo, EmbeddingSet
+from m5ds.downstream.embeddings import EmbeddingInfo, EmbeddingSet, id_order
 from m5ds.downstream.evaluation_data import Transform
 from m5ds.downstream.search import exact_topk
 
@@ -111,8 +111,10 @@ def embed(
 
 def nearest_votes(train: EmbeddingSet, test: EmbeddingSet, num_classes: int) -> NDArray[np.float32]:
     """[N, C]: each of the NEIGHBOURS nearest labelled training products votes with its similarity."""
-    labelled = train.take((train.label_N >= 0) & ~train.empty_N)
-    score_NK, row_NK = exact_topk(test.vector_ND, labelled.vector_ND, NEIGHBOURS)
+    labelled = train.take((train.label_N >= 0) & ~train.empty_N).by_id()
+    order_N = id_order(test.ids)
+    found = exact_topk(test.vector_ND[order_N], labelled.vector_ND, NEIGHBOURS)
+    score_NK, row_NK = (part[np.argsort(order_N)] for part in found)
     votes_NC = np.zeros((len(test), num_classes), dtype=np.float32)
     np.add.at(votes_NC, (np.arange(len(test))[:, None], labelled.label_N[row_NK]), np.maximum(score_NK, 0))
     return votes_NC

@@ -67,6 +67,14 @@ def _check(num_values: int, keys_N: NDArray[np.int64], num_replicates: int, conf
         )
 
 
+def _in_order(
+    values_SN: NDArray[np.float64], keys_N: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The columns by key, then by value, so that sums round alike whatever the products' order."""
+    order = np.lexsort((*values_SN[::-1], keys_N))
+    return values_SN[:, order], np.asarray(keys_N)[order]
+
+
 def _blocks(keys_N: NDArray[np.int64], num_replicates: int, seed: int):
     step = max(4, _BLOCK // len(keys_N) // 4 * 4)
     for first in range(0, num_replicates, step):
@@ -119,6 +127,7 @@ def bootstrap_means(
         return {}
     values_SN = np.stack([np.asarray(value_N, dtype=np.float64) for value_N in values.values()])
     _check(values_SN.shape[1], keys_N, num_replicates, confidence)
+    values_SN, keys_N = _in_order(values_SN, keys_N)
     replicates_RS = mean_replicates(values_SN, keys_N, num_replicates, seed)
     intervals = {}
     for number, name in enumerate(values):
@@ -147,13 +156,14 @@ def bootstrap_statistic(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Interval of any statistic of a set of products; `statistic` gets row numbers, with repetitions.
+    """Interval of any statistic of a set of products; `statistic` gets row numbers by ascending key, with repetitions.
 
     Information scores rise when products are repeated, so the replicates are centred on the estimate: the interval is
     estimate + quantiles(replicate - mean replicate). For a paired comparison give the difference of two statistics.
     """
     _check(len(keys_N), keys_N, num_replicates, confidence)
-    rows_N = np.arange(len(keys_N))
+    rows_N = np.argsort(keys_N, kind="stable")
+    keys_N = keys_N[rows_N]
     estimate = float(statistic(rows_N))
     replicates = [
         statistic(np.repeat(rows_N, weights_N)) if weights_N.any() else np.nan
@@ -183,6 +193,7 @@ def bootstrap_seeds(
         raise ValueError(f"bootstrap over seeds needs values [seeds >= 2, products], got shape {values_SN.shape}")
     num_seeds, num_products = values_SN.shape
     _check(num_products, keys_N, num_replicates, confidence)
+    values_SN, keys_N = _in_order(values_SN, keys_N)
     means_RS = mean_replicates(values_SN, keys_N, num_replicates, seed)
     replicate_R, seed_S = torch.arange(num_replicates), torch.arange(num_seeds)
     words = philox.random_words(

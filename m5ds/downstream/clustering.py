@@ -51,7 +51,7 @@ def cluster(products, *, num_clusters: int | None = None, seed: int = 0, restart
             f"clustering: none of the {len(products)} products has a label and a shown modality; build the shards from"
             " a catalogue with `category`"
         )
-    kept = products.take(np.array(sorted(keep, key=lambda row: products.ids[row])))
+    kept = products.take(keep).by_id()
     num_classes = len(np.unique(kept.label_N))
     if num_classes < 2:
         raise ValueError(

@@ -197,9 +197,15 @@ def _classification(arguments, evaluation, ds, pretrained, stage: str, relaunch:
 
 def summary(result, out: Path) -> str:
     """A short table for the terminal."""
-    lines = [f"{result.task} ({result.stage}) of {result.source} on split {result.split}"]
+    from m5ds.downstream.categories import LEAF
+    from m5ds.downstream.labels import UNSEEN_NAMES, unseen_line
+
+    level = result.settings.get("category_level", LEAF)
+    lines = [f"{result.task} ({result.stage}) of {result.source} on split {result.split}, category_level {level}"]
     for table in result.tables:
-        lines.append(f"  {table.name}: {json.dumps(table.facts, ensure_ascii=False)}")
+        facts = {name: value for name, value in table.facts.items() if name != UNSEEN_NAMES}
+        lines.append(f"  {table.name}: {json.dumps(facts, ensure_ascii=False)}")
+        lines += [f"    {line}" for line in [unseen_line(table.facts)] if line]
         lines += [f"    {name:<16}{interval}" for name, interval in table.metrics.items()]
         lines += [
             f"    {name:<16}{group['estimate']:.4f} ({group['num_products']} products)"

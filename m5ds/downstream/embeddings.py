@@ -100,6 +100,10 @@ class EmbeddingSet:
         columns = [self.info.model_modalities.index(name) for name in self.info.modalities]
         return np.logical_not(self.present_NM[:, columns].any(1))
 
+    def by_id(self) -> "EmbeddingSet":
+        """The products in the order of their ids: sums and ties then do not depend on the order of the shards."""
+        return self.take(id_order(self.ids))
+
     def take(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> "EmbeddingSet":
         """The products of these rows (numbers or a mask), in that order."""
         numbers = np.arange(len(self))[rows]
@@ -111,6 +115,11 @@ class EmbeddingSet:
             present_NM=self.present_NM[numbers],
             group=tuple(self.group[i] for i in numbers),
         )
+
+
+def id_order(ids: Sequence[str]) -> NDArray[np.int64]:
+    """Row numbers in the order of the ids."""
+    return np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
 
 
 def check_modalities(chosen: Sequence[str], known: Sequence[str], key: str = "") -> tuple[str, ...]:

@@ -4,6 +4,7 @@ Products of one shard file always share the same batches, so the vectors do not 
 Shape letters: B products, W width of a vector.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -162,11 +163,13 @@ def _with_bar(ranges: list[tuple[int, int]], name: str, total: int) -> Iterator[
 def with_policy(pretrained: Pretrained, absent: Literal["drop", "token", "zeros"]) -> Pretrained:
     """The same weights under another policy for absent modalities, for comparison side by side.
 
+    The model that was given stays as it is: the one returned shares its parameters and modules, not its `spec`.
     `ValueError` for `token` on a model that was trained without its tokens.
     """
     check_policy(pretrained, absent)
-    pretrained.model.spec = dataclasses.replace(pretrained.model.spec, absent=absent)
-    return pretrained
+    model = copy.copy(pretrained.model)
+    model.spec = dataclasses.replace(pretrained.model.spec, absent=absent)
+    return dataclasses.replace(pretrained, model=model)
 
 
 def check_policy(pretrained: Pretrained, absent: str) -> None:

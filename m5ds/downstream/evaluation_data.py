@@ -49,8 +49,9 @@ class EvaluationData:
         batch_size: int = 32,
         num_threads: int = 1,
         transform: Transform | None = None,
+        relabel: Transform | None = None,
     ) -> None:
-        """`transform` changes each product before it is decoded (another picture, damaged bytes).
+        """`transform` changes each product before it is decoded (another picture, damaged bytes), `relabel` its label.
 
         `ValueError`: no such split, or an empty one.
         """
@@ -59,7 +60,7 @@ class EvaluationData:
         if not self.reader.num_products:
             raise ValueError(f"{shards}: split {split} has no product; name another with --split")
         self._order = Order(self.reader.shard_sizes, 0, chunk_size=64, window_chunks=1, shuffle=False)
-        self._transform = transform
+        self._transforms = [change for change in (transform, relabel) if change is not None]
         self._maker = MicroBatchMaker(
             {name: spec.modalities[name].input for name in spec.modality_names},
             tokenizer,
@@ -102,8 +103,8 @@ class EvaluationData:
 
     def _make(self, places: tuple[Place, ...]) -> EvaluationBatch:
         products = [self.reader.read(place.shard, place.index) for place in places]
-        if self._transform is not None:
-            products = [self._transform(product) for product in products]
+        for change in self._transforms:
+            products = [change(product) for product in products]
         prepared = self._maker.make(products, [philox.EVALUATION_DRAW] * len(products))
         return EvaluationBatch(
             batch=prepared.batch, group=[product.group for product in products], bad_media=prepared.bad_media

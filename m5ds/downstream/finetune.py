@@ -9,7 +9,9 @@ import torch
 
 from m5ds.config import RunConfig
 from m5ds.data.batch import Batch
+from m5ds.data.media import BadMedia
 from m5ds.downstream import settings as downstream_settings
+from m5ds.downstream.categories import LEAF, CategoryLevel
 from m5ds.downstream.classifier import TASK, ProductClassifier
 from m5ds.downstream.jobs import Evaluation, folder_of
 from m5ds.downstream.labels import ClassChoice
@@ -41,6 +43,7 @@ class FinetuneJob:
     config: RunConfig
     directory: Path
     sources: sources.Sources
+    level: CategoryLevel
     classes: ClassChoice
     model: ProductClassifier
     engine: Any
@@ -53,11 +56,13 @@ class FinetuneJob:
     """Best validation accuracy so far."""
     worse: int = 0
     """Validations since the best one."""
+    validated: int = 0
+    """Step after which the last whole validation ran."""
     last_tag: str | None = None
 
     def relabel(self, batch: Batch) -> Batch:
-        """Products of left-out categories lose their label."""
-        batch.label_B = torch.from_numpy(self.classes.apply(batch.label_B.numpy()))
+        """Labels at the configured level; products of left-out categories lose theirs."""
+        batch.label_B = torch.from_numpy(self.classes.apply(self.level.apply(batch.label_B.numpy())))
         return batch
 
 
@@ -109,6 +114,7 @@ def prepare(
         config=config,
         directory=directory,
         sources=opened,
+        level=evaluation.level,
         classes=classes,
         model=model,
         engine=deepspeed_engine,
@@ -119,6 +125,8 @@ def prepare(
         step=found.state["step"] if found else 0,
         best=found.state["best"] if found else -1.0,
         worse=found.state["worse"] if found else 0,
+        # Checkpoints before this key were only written behind a whole validation.
+        validated=found.state.get("validated", found.state["step"]) if found else 0,
         last_tag=found.tag if found else None,
     )
 
@@ -134,6 +142,11 @@ def _check_same_finetuning(found: checkpoint.Found, now: dict[str, Any]) -> None
         )
     if saved["settings"]["classification"] != now["settings"]["classification"]:
         raise ValueError(f"{where}: the classification section differs from this run's; resume with the same settings")
+    levels = [settings.get("category_level", LEAF) for settings in (saved["settings"], now["settings"])]
+    if levels[0] != levels[1]:
+        raise ValueError(
+            f"{where}: was finetuned at category_level {levels[0]}, not {levels[1]}; resume with the same settings"
+        )
 
 
 def finetune(job: FinetuneJob, monitor: Monitor, stop: StopRequest) -> int:
@@ -147,14 +160,16 @@ def finetune(job: FinetuneJob, monitor: Monitor, stop: StopRequest) -> int:
     )
     job.engine.train()
     batches = job.sources.training.steps(job.step * train.global_batch_size, num_steps=job.total_steps - job.step)
+    # A run that was stopped within a validation makes it up first: early stopping and the best checkpoint hang on it.
+    if _validation_is_due(job) and not _validate(job, monitor, stop):
+        return _stopped(job, stop)
     while job.step < job.total_steps and not (patience and job.worse >= patience):
         taken = take(batches)
         if not isinstance(taken, Exception):
             taken.micro_batches = [job.relabel(batch) for batch in taken.micro_batches]
         announced = step.announce(taken, stop.requested)
         if announced["stop"]:
-            _save(job, job.directory / CHECKPOINTS, train.keep_last)
-            return max(distributed.gather_objects(stop.requested))
+            return _stopped(job, stop)
         assert not isinstance(taken, Exception)  # announce has raised
         job.budget.update(num_decoded=int(announced["decoded"]), num_bad=int(announced["bad"]), local=taken.bad_media)
         losses = step([batch.to(job.engine.device) for batch in taken.micro_batches], announced)
@@ -164,26 +179,49 @@ def finetune(job: FinetuneJob, monitor: Monitor, stop: StopRequest) -> int:
         if job.step % train.log_every == 0 or is_last:
             rate = {"optimizer/learning_rate": float(job.engine.get_lr()[0])}
             monitor.record(job.step, "train", {f"loss/{name}": value for name, value in losses.items()} | rate)
-        if patience and (is_last or job.step % train.validate_every == 0):
-            _validate(job, monitor)
+        if _validation_is_due(job) and not _validate(job, monitor, stop):
+            return _stopped(job, stop)
         if train.save_every and job.step % train.save_every == 0 and not is_last:
             _save(job, job.directory / CHECKPOINTS, train.keep_last)
     _save(job, job.directory / CHECKPOINTS, train.keep_last)
     return 0
 
 
-def _validate(job: FinetuneJob, monitor: Monitor) -> None:
-    """Accuracy and loss on the validation split; a new best is saved."""
+def _stopped(job: FinetuneJob, stop: StopRequest) -> int:
+    """Save; the signal that some rank was asked to stop by."""
+    _save(job, job.directory / CHECKPOINTS, job.config.train.keep_last)
+    return max(distributed.gather_objects(stop.requested))
+
+
+def _validation_is_due(job: FinetuneJob) -> bool:
+    train = job.config.train
+    if not job.settings.classification.patience or job.step == job.validated:
+        return False
+    return job.step == job.total_steps or job.step % train.validate_every == 0
+
+
+def _validate(job: FinetuneJob, monitor: Monitor, stop: StopRequest) -> bool:
+    """Accuracy and loss on the validation split; a new best is saved. Collective. False where a rank asked to stop.
+
+    Undecodable files are listed in the job's budget, not counted, as in pretraining's validation.
+    """
     loader = job.sources.validation
     if loader is None:
         raise ValueError("classification.patience needs shards with a validation split; set it to 0 or build them anew")
     sums = dict.fromkeys(("loss", "correct", "labelled"), 0.0)
+    bad_media: list[BadMedia] = []
     job.engine.eval()
     steps = loader.evaluation_steps()
     with torch.no_grad():
         for _ in range(loader.num_evaluation_steps):
             with distributed.stop_together():
                 taken = next(steps)
+            if distributed.sum_over_ranks({"stop": float(bool(stop.requested))})["stop"]:
+                job.engine.train()
+                loader.close()
+                job.budget.note(bad_media)
+                return False
+            bad_media += taken.bad_media
             for batch in taken.micro_batches:
                 batch = job.relabel(batch)
                 # With a count of 1 the loss is the local sum.
@@ -193,16 +231,19 @@ def _validate(job: FinetuneJob, monitor: Monitor) -> None:
                 sums["correct"] += int(((predicted_B == batch.label_B) & (batch.label_B >= 0)).sum())
                 sums["labelled"] += int((batch.label_B >= 0).sum())
     job.engine.train()
+    job.budget.note(bad_media)
     total = distributed.sum_over_ranks(sums)
     if not total["labelled"]:
         raise ValueError("classification.patience: no validation product has a label of a kept class; set it to 0")
     accuracy = total["correct"] / total["labelled"]
     monitor.record(job.step, "validation", {"accuracy": accuracy, "loss": total["loss"] / total["labelled"]})
+    job.validated = job.step
     if accuracy > job.best:
         job.best, job.worse = accuracy, 0
         _save(job, job.directory / BEST / CHECKPOINTS, keep=1)
     else:
         job.worse += 1
+    return True
 
 
 def _save(job: FinetuneJob, root: Path, keep: int) -> None:
@@ -214,6 +255,7 @@ def _save(job: FinetuneJob, root: Path, keep: int) -> None:
         "num_bad": job.budget.num_bad,
         "best": job.best,
         "worse": job.worse,
+        "validated": job.validated,
     }
     if root.parent == job.directory:
         if job.last_tag == tags.tag_name(job.step):

@@ -4,6 +4,7 @@ Shape letters: N products, C categories.
 """
 
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m5ds.data.manifest import Manifest, read_manifest
-from m5ds.data.reader import ShardReader
+from m5ds.data.reader import RawProduct, ShardReader
 from m5ds.downstream import probe_job, tasks
 from m5ds.downstream import settings as downstream_settings
+from m5ds.downstream.baselines import read_products
+from m5ds.downstream.categories import LEAF, CategoryLevel
 from m5ds.downstream.embeddings import EmbeddingSet, check_modalities
 from m5ds.downstream.encoding import Request, encode_split
 from m5ds.downstream.evaluation_data import EvaluationData, Transform, use_file
@@ -52,8 +55,20 @@ class Evaluation:
         return ShardReader(self.shards, "train")
 
     @cached_property
+    def level(self) -> CategoryLevel:
+        """The classes that `category_level` asks for. `ValueError` where no category is as deep."""
+        try:
+            return CategoryLevel.of(self.manifest.categories, self.settings.category_level)
+        except ValueError as error:
+            raise ValueError(f"{self.shards}: {error}") from error
+
+    @cached_property
     def train_label_N(self) -> NDArray[np.int64]:
-        return read_labels(self.train_reader)
+        return self.level.apply(read_labels(self.train_reader))
+
+    def products(self, split: str, transform: Transform | None = None) -> Iterator[RawProduct]:
+        """Every product of a split in the shards' order, labelled at the level."""
+        return map(self.level.relabel, read_products(self.shards, split, transform))
 
     def labelled(self, reader: ShardReader) -> ShardReader:
         """The training products that a classifier sees: all, or those of the configured share of labels."""
@@ -90,7 +105,7 @@ class Evaluation:
         """The categories that a classifier learns, by the configured policy for rare ones. `ValueError` as there."""
         if self.labelled_reader is self.train_reader:
             return self.all_classes
-        return self._choose(read_labels(self.labelled_reader))
+        return self._choose(self.level.apply(read_labels(self.labelled_reader)))
 
     @cached_property
     def all_classes(self) -> ClassChoice:
@@ -101,7 +116,7 @@ class Evaluation:
         try:
             return choose_classes(
                 label_N,
-                self.manifest.categories,
+                self.level.names,
                 minimum=self.settings.classification.min_class_products,
                 rare=self.settings.classification.rare_classes,
             )
@@ -110,7 +125,20 @@ class Evaluation:
 
     def all_labels(self) -> NDArray[np.int64]:
         """Labels of every product of every split: the released code's whole ground truth."""
-        return np.concatenate([read_labels(ShardReader(self.shards, split)) for split in self.manifest.splits])
+        labels = [read_labels(ShardReader(self.shards, split)) for split in self.manifest.splits]
+        return self.level.apply(np.concatenate(labels))
+
+    def check_head(self, pretrained: Pretrained) -> None:
+        """`ValueError` where a finetuned head tells other classes apart than the settings ask for."""
+        if pretrained.head is None:
+            return
+        saved = (pretrained.state or {}).get("finetune", {}).get("settings", {}).get("category_level", LEAF)
+        known, wanted = pretrained.head.output.out_features, len(self.level.names)
+        if known != wanted or (pretrained.state is not None and saved != self.settings.category_level):
+            raise ValueError(
+                f"{pretrained.source} was finetuned for {known} classes (category_level {saved}), these settings ask"
+                f" for {wanted} (category_level {self.settings.category_level}); use the same level and shards"
+            )
 
     def split(self, pretrained: Pretrained, name: str) -> EvaluationData:
         """A split by its name, the tested one or another."""
@@ -135,6 +163,7 @@ class Evaluation:
                 batch_size=self.settings.batch_size,
                 num_threads=self.settings.data.num_threads,
                 transform=transform,
+                relabel=self.level.relabel,
             )
         return self.opened[name]
 
@@ -269,6 +298,7 @@ def check_projection(method: str) -> None:
 
 def projection(products: EmbeddingSet, method: str = "t-sne", limit: int = 2000) -> dict[str, Any]:
     """At most `limit` labelled products in the plane, for the report: `method`, `xy` [N][2], `label` [N]."""
+    products = products.by_id()
     rows = np.flatnonzero((products.label_N >= 0) & ~products.empty_N)[:limit]
     if len(rows) < 10:
         return {}

@@ -5,7 +5,9 @@ Shape letters: N products, C categories of the manifest.
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +26,8 @@ class ClassChoice:
     kept_C: NDArray[np.bool_]
     dropped: tuple[str, ...]
     """Names of categories that were left out for being rare."""
+    names: tuple[str, ...] = ()
+    """Of all categories; empty where nobody asks for them."""
 
     def apply(self, label_N: NDArray[np.int64]) -> NDArray[np.int64]:
         """The labels with those of left-out categories as -1."""
@@ -125,4 +129,37 @@ def choose_classes(
         count_C=np.where(kept_C, count_C, 0),
         kept_C=kept_C,
         dropped=tuple(categories[c] for c in np.flatnonzero(~kept_C)),
+        names=tuple(categories),
+    )
+
+
+UNSEEN_NAMES = "unseen_category_names"
+"""The fact of a table that lists the tested categories without a training product."""
+_MOST_NAMED = 3
+
+
+def unseen_facts(label_N: NDArray[np.int64], seen_N: NDArray[np.bool_], names: Sequence[str]) -> dict[str, Any]:
+    """Facts of tested products that nothing was taught the category of: how many, of how many categories, which.
+
+    label_N: the tested labels, none below 0; seen_N: True where training held the product's category.
+    """
+    unseen = np.unique(label_N[~seen_N]).tolist()
+    return {
+        "tested_categories": len(np.unique(label_N)),
+        "unseen_categories": len(unseen),
+        "products_of_unseen_categories": int((~seen_N).sum()),
+        UNSEEN_NAMES: [names[label] if label < len(names) else str(label) for label in unseen],
+    }
+
+
+def unseen_line(facts: Mapping[str, Any]) -> str:
+    """The facts as one sentence; "" where every tested category was seen in training."""
+    names = facts.get(UNSEEN_NAMES)
+    if not names:
+        return ""
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return (
+        f"{len(names)} of {facts['tested_categories']} tested categories are unseen in training, with"
+        f" {facts['products_of_unseen_categories']} of {facts['products']} products, all counted as errors:"
+        f" {'; '.join(names[:_MOST_NAMED])}{more}. A coarser category_level leaves fewer"
     )

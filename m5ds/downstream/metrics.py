@@ -96,8 +96,13 @@ def top_k_correct(label_N: NDArray[np.int64], score_NC: NDArray[np.floating], k:
 
 
 def normalized_mutual_information(label_N: NDArray[np.int64], cluster_N: NDArray[np.int64]) -> float:
-    """Mutual information over the arithmetic mean of both entropies."""
-    return float(sklearn_metrics.normalized_mutual_info_score(label_N, cluster_N))
+    """Mutual information over the arithmetic mean of both entropies.
+
+    The products' order changes no bit: scikit-learn sums over cells in the order in which their first products come.
+    """
+    order = np.lexsort((cluster_N, label_N))
+    score = sklearn_metrics.normalized_mutual_info_score(np.asarray(label_N)[order], np.asarray(cluster_N)[order])
+    return float(score)
 
 
 def adjusted_rand_index(label_N: NDArray[np.int64], cluster_N: NDArray[np.int64]) -> float:

@@ -142,12 +142,20 @@ def _embeddings(model: Pretrained, splits: Sequence[str], batch_size: int, num_t
     sets: dict[str, dict[str, EmbeddingSet]] = {}
     categories: tuple[str, ...] = ()
     for split in dict.fromkeys([*splits, GALLERY]):
-        data = EvaluationData(model.state["shards"], split, model.model.spec, model.tokenizer, batch_size=batch_size)
+        data = EvaluationData(
+            model.state["shards"],
+            split,
+            model.model.spec,
+            model.tokenizer,
+            batch_size=batch_size,
+            num_threads=num_threads,
+        )
         categories = data.manifest.categories
         wanted = {"fused": options["fused"]} if split not in splits else options
         found = encode_split(model, data, [Request(options=option) for option in wanted.values()], progress=split)
         assert found is not None, "one process"
-        sets[split] = dict(zip(wanted, found, strict=True))
+        # By id, so that ties do not depend on the order of the shards.
+        sets[split] = dict(zip(wanted, [products.by_id() for products in found], strict=True))
     return {"sets": sets, "categories": categories}
 
 

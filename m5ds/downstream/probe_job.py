@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m5ds.downstream.embeddings import EmbeddingSet, check_modalities
+from m5ds.downstream.embeddings import EmbeddingSet, check_modalities, id_order
 from m5ds.downstream.encoding import Request, encode_split
 from m5ds.downstream.features import FeatureOptions
 from m5ds.downstream.labels import drawn_labels
@@ -105,6 +105,9 @@ def label_tables(
     `shown_only` leaves out products that have none of the modalities shown, in every split.
     """
     settings, classes = evaluation.settings, evaluation.all_classes
+    # L-BFGS rounds by the rows' order, so that is the ids', not the shards'.
+    order_N = id_order(sets["train"].ids)
+    sets = {split: products.by_id() for split, products in sets.items()}
     has_N = ~sets["train"].empty_N if shown_only else np.ones(len(sets["train"]), dtype=bool)
     lacking = int(sets[settings.test_split].empty_N.sum())
     if shown_only:
@@ -120,7 +123,7 @@ def label_tables(
             table = probe_table(
                 title,
                 data,
-                [drawn_N[has_N] for drawn_N in _draws(evaluation, fraction)],
+                [drawn_N[order_N][has_N] for drawn_N in _draws(evaluation, fraction)],
                 test,
                 settings.linear_probe,
                 classes,

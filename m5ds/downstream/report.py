@@ -12,11 +12,12 @@ import numpy as np
 from m5ds.data.manifest import read_manifest
 from m5ds.downstream import plots
 from m5ds.downstream.bootstrap import Interval, bootstrap_seeds, keys_of, seed_interval
+from m5ds.downstream.categories import LEAF, CategoryLevel
 from m5ds.downstream.document import Block, Card, Code, Document, Drawing, Gallery, Grid, Heading, Text
 from m5ds.downstream.linear_probe import ALONE
 from m5ds.downstream.pictures import find_products
 from m5ds.downstream.report_tables import STAGES, cell, label, paper_tables, task_tables
-from m5ds.downstream.results import RESULTS, Result, Table, compare, launched, read_result
+from m5ds.downstream.results import RESULTS, Result, Table, compare, launched, level_of, read_result
 from m5ds.train.records import read_lines
 
 TITLES = {
@@ -74,6 +75,12 @@ def _place_of_stage(stage: str) -> tuple[int, str]:
 def build(loaded: Sequence[Loaded], *, m5product: bool = False, shards: str | None = None) -> Document:
     """The document. `m5product` puts the paper's numbers beside ours; `shards` says where the data lies now."""
     results = [item.result for item in loaded]
+    levels = list(dict.fromkeys(map(level_of, results)))
+    if len(levels) > 1:
+        raise ValueError(
+            f"results of category levels {', '.join(map(str, levels))}: their numbers do not compare; make a report of"
+            " each level"
+        )
     document = Document("Downstream evaluation")
     document.add(*_opening(results))
     document.add(*paper_tables(results, m5product))
@@ -101,6 +108,8 @@ def write_report(document: Document, out: Path) -> tuple[Path, Path]:
 
 
 def _opening(results: Sequence[Result]) -> list[Block]:
+    level = level_of(results[0])
+    classes = "whole category paths" if level == LEAF else f"category paths cut to {level} name(s)"
     rows: dict[tuple[str, ...], list[str]] = {}
     for result in sorted(results, key=lambda result: _place_of_stage(result.stage)):
         data = f"{result.split} of {result.shards}", result.manifest_hash[:12]
@@ -109,7 +118,7 @@ def _opening(results: Sequence[Result]) -> list[Block]:
         Text(
             "Numbers are estimates with 95 % bootstrap intervals over products. 'standard' is the textbook protocol,"
             " 'official' the released code's (AP over hits only, k cut to the positives, positives counted outside the"
-            " gallery, the query dropped after the top k)."
+            f" gallery, the query dropped after the top k). Classes are {classes}."
         ),
         Grid(
             ["stage", "model", "weights", "data", "manifest", "tasks"],
@@ -294,7 +303,7 @@ def _starts(run: Path) -> list[dict[str, Any]]:
 
 def _categories(result: Result, shards: str | None) -> Sequence[str]:
     try:
-        return read_manifest(shards or result.shards).categories
+        return CategoryLevel.of(read_manifest(shards or result.shards).categories, level_of(result)).names
     except ValueError:
         return ()
 

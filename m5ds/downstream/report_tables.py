@@ -6,6 +6,7 @@ from pathlib import Path
 from m5ds.downstream import paper_numbers
 from m5ds.downstream.bootstrap import Interval
 from m5ds.downstream.document import Block, Grid, Heading, Text
+from m5ds.downstream.labels import UNSEEN_NAMES, unseen_line
 from m5ds.downstream.results import Result, Table
 
 CHOSEN = "inverse_regularization"
@@ -99,6 +100,7 @@ def task_tables(task: str, results: Sequence[Result]) -> list[Block]:
                 header.append(CHOSEN.replace("_", " "))
                 rows = [[*row, f"{t.facts.get(CHOSEN, '')}"] for row, (_, t) in zip(rows, pairs, strict=True)]
             blocks.append(Grid(header, rows, caption))
+        blocks += [Text(f"{r.stage}: {line}.") for r, table in pairs if (line := unseen_line(table.facts))]
         blocks += _group_grid(pairs)
     return [*blocks, *(block for result in results for block in _not_scored(result))]
 
@@ -115,6 +117,7 @@ def _facts(tables: Sequence[Table]) -> str:
         name: value
         for name, value in first.facts.items()
         if name != CHOSEN
+        and name != UNSEEN_NAMES
         and value not in ([], "", first.name)
         and all(table.facts.get(name) == value for table in tables)
     }

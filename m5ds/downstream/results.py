@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from m5ds.downstream import metrics
 from m5ds.downstream.bootstrap import Interval, bootstrap_difference, bootstrap_statistic, keys_of
+from m5ds.downstream.categories import LEAF
 from m5ds.train import distributed, tags
 
 RESULTS, VALUES = "results.json", "values.parquet"
@@ -156,6 +157,11 @@ STATISTICS: dict[str, tuple[str, Callable[[NDArray, NDArray], float]]] = {
 """Metrics that are not means over products -> (prefix of the columns that they compare with `label`, function)."""
 
 
+def level_of(result: Result) -> int | str:
+    """The category level of the result's classes."""
+    return result.settings.get("category_level", LEAF)
+
+
 def compare(result: Result, baseline: Result, table: str, metric: str, **options) -> Interval:
     """Paired bootstrap interval of result minus baseline over the products that both scored.
 
@@ -163,6 +169,8 @@ def compare(result: Result, baseline: Result, table: str, metric: str, **options
     """
     if (result.manifest_hash, result.split) != (baseline.manifest_hash, baseline.split):
         raise ValueError("paired comparison: the results are of different data or splits; evaluate both on the same")
+    if result.task != "instance_retrieval" and level_of(result) != level_of(baseline):
+        raise ValueError("paired comparison: the results are of different category levels; evaluate both at one")
     sides = result.table(table), baseline.table(table)
     place = {name: i for i, name in enumerate(sides[1].ids)}
     shared = [(i, place[name]) for i, name in enumerate(sides[0].ids) if name in place]

@@ -76,14 +76,15 @@ def evaluate_robustness(evaluation: Evaluation, pretrained: Pretrained, stage: s
     `extras["not_scored"]`.
     """
     settings, config = evaluation.settings, evaluation.settings.coarse_retrieval
-    names, own_policy = pretrained.model.names, pretrained.model.spec.absent
+    names = pretrained.model.names
+    evaluation.check_head(pretrained)
     tables: list[Table] = []
     not_scored: dict[str, str] = {}
-    policies = settings.robustness.policies or [own_policy]
+    policies = settings.robustness.policies or [pretrained.model.spec.absent]
     for policy in policies:
         check_policy(pretrained, policy)
     for policy in policies:
-        with_policy(pretrained, policy)
+        followed = with_policy(pretrained, policy)
         chosen = conditions(settings, names, policy)
         batches = [(evaluation.data(pretrained), chosen)]
         for rate in settings.robustness.noise_rates:
@@ -96,14 +97,13 @@ def evaluate_robustness(evaluation: Evaluation, pretrained: Pretrained, stage: s
                 Request(options=_options(config, pretrained, condition.modalities), variant=condition.variant)
                 for condition in wanted
             ]
-            sets = encode_split(pretrained, data, requests, progress=f"robustness ({policy})")
-            found = list(zip(wanted, sets, strict=True)) if sets else []
+            sets = encode_split(followed, data, requests, progress=f"robustness ({policy})")
+            found = [(c, products.by_id()) for c, products in zip(wanted, sets, strict=True)] if sets else []
             for condition, queries, gallery in [*((c, s, s) for c, s in found), *_against_all(found, names)]:
                 try:
                     tables.append(_table(condition, queries, gallery, pretrained, evaluation))
                 except ValueError as error:
                     not_scored[condition.name] = str(error)
-    with_policy(pretrained, own_policy)
     states = _states(evaluation, pretrained)
     if distributed.rank():
         return None

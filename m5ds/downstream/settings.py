@@ -146,6 +146,9 @@ class DownstreamConfig:
     """Bootstrap replicates of an interval."""
     frequency: Literal["counts", "shares"] = "counts"
     """Rule for head, medium and tail classes (m5ds/downstream/frequency.py)."""
+    category_level: Positive | Literal["leaf"] = "leaf"
+    """Names of a category's path that tell classes apart in every task with labels; `leaf`: all of them. A shorter path
+    stays whole (m5ds/downstream/categories.py)."""
     test_split: str = "test"
     """Split of the shards that everything is measured on. The classifier trains on `train`; early stopping looks at
     `validation`."""

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from m5ds.downstream import metrics
 from m5ds.downstream.bootstrap import bootstrap_mean, bootstrap_means, bootstrap_statistic, keys_of
 from m5ds.downstream.clustering import METRICS, cluster
-from m5ds.downstream.embeddings import EmbeddingSet
+from m5ds.downstream.embeddings import EmbeddingSet, id_order
 from m5ds.downstream.frequency import COUNTS, SHARES, FrequencyRule, split_by_frequency
-from m5ds.downstream.labels import ClassChoice
+from m5ds.downstream.labels import ClassChoice, unseen_facts
 from m5ds.downstream.protocols import get_protocol
 from m5ds.downstream.results import Table
 from m5ds.downstream.retrieval import RetrievalResult, category_codes, evaluate_retrieval, instance_codes
@@ -94,6 +94,7 @@ def coarse_retrieval(
     population_label: NDArray[np.int64] | None = None,
 ) -> tuple[list[Table], dict[str, Any]]:
     """Match = same category. One table a protocol, and retrieval examples. `ValueError` as evaluate_retrieval."""
+    queries, gallery = queries.by_id(), gallery.by_id()
     codes = category_codes(queries, "queries"), category_codes(gallery, "gallery")
     return _retrieve(queries, gallery, codes, config, uncertainty, population_label, exclude_self=True, labelled=True)
 
@@ -102,6 +103,7 @@ def instance_retrieval(
     queries: EmbeddingSet, gallery: EmbeddingSet, config: RetrievalConfig, uncertainty: Uncertainty
 ) -> tuple[list[Table], dict[str, Any]]:
     """Match = same product (seen through other modalities or another file) or same group."""
+    queries, gallery = queries.by_id(), gallery.by_id()
     by_group = config.instance == "group"
     if by_group:
         codes = instance_codes(queries, gallery)
@@ -200,11 +202,13 @@ def classification(
     name: str = "test",
 ) -> Table:
     """Accuracy, macro accuracy and top-5 of the labelled products; only categories with training products are guessed.
-    Of several classifiers the means.
+    Of several classifiers the means. Products of a category that no classifier was taught are errors of all three;
+    where there are any, `seen_accuracy` leaves them out (of several classifiers: of those that were taught it).
 
     `ValueError` where no product has a label of a kept category.
     """
-    label_N = classes.apply(label_N)
+    order = id_order(ids)
+    ids, label_N, logits_DNC = [ids[i] for i in order], classes.apply(label_N)[order], logits_DNC[:, order]
     rows = np.flatnonzero(label_N >= 0)
     if len(rows) < 2:
         raise ValueError(f"classification: {len(rows)} of {len(ids)} products have a label of a kept category")
@@ -217,13 +221,19 @@ def classification(
     top5_DN = np.stack([metrics.top_k_correct(label_N, logits_NC, 5) for logits_NC in logits_DNC])
     top5_N = np.where(guessed_DN, top5_DN, 0.0).mean(0)
 
+    seen_N: NDArray[np.bool_] = np.any(guessed_DN, axis=0)
+    metrics_found = {"accuracy": uncertainty.mean(correct_N, kept_ids)}
+    if not seen_N.all() and seen_N.sum() > 1:
+        right_N = ((predicted_DN == label_N) & guessed_DN).sum(0)[seen_N] / guessed_DN.sum(0)[seen_N]
+        metrics_found["seen_accuracy"] = uncertainty.mean(right_N, [kept_ids[i] for i in np.flatnonzero(seen_N)])
+
     def macro_accuracy(chosen: NDArray[np.int64]) -> float:
         return float(np.mean([metrics.macro_accuracy(label_N[chosen], one_N[chosen]) for one_N in predicted_DN]))
 
     return Table(
         name=name,
         metrics={
-            "accuracy": uncertainty.mean(correct_N, kept_ids),
+            **metrics_found,
             "macro_accuracy": uncertainty.statistic(macro_accuracy, kept_ids),
             "top5_accuracy": uncertainty.mean(top5_N, kept_ids),
         },
@@ -232,7 +242,7 @@ def classification(
             "left_out": len(ids) - len(rows),
             "categories": int((classes.count_C > 0).sum()),
             "rare_categories_left_out": len(classes.dropped),
-            "products_of_unseen_categories": int((classes.count_C[label_N] == 0).sum()),
+            **unseen_facts(label_N, seen_N, classes.names),
         },
         groups=uncertainty.groups(correct_N, label_N, kept_ids),
         ids=kept_ids,

@@ -74,5 +74,6 @@ def test_the_tool_prints_a_row_an_attribute(shards, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["find_leaks.py", str(shards), "--split", "validation", "--most", "2"])
     tool.main()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["attribute", "by", "products", "of", "all", "accuracy", "commonest"]
-    assert len(lines) == 3
+    header = next(number for number, line in enumerate(lines) if line.startswith("attribute"))
+    assert lines[header].split() == ["attribute", "by", "products", "of", "all", "accuracy", "of", "seen", "commonest"]
+    assert lines[header - 1].startswith("category_level leaf: ") and len(lines) == header + 3

@@ -121,11 +121,14 @@ def test_damaged_files_become_absences_keyed_by_product(pretrained, shards):
 
 
 def test_policies_stand_side_by_side_and_leave_the_model_as_it_was(pretrained, data):
-    drop = encode_split(pretrained, data, [Request(options=FeatureOptions(modalities=("text", "image")))])[0]
-    with_policy(pretrained, "zeros")
-    zeros = encode_split(pretrained, data, [Request(options=FeatureOptions(modalities=("text", "image")))])[0]
-    with_policy(pretrained, "drop")
-    again = encode_split(pretrained, data, [Request(options=FeatureOptions(modalities=("text", "image")))])[0]
+    requests = [Request(options=FeatureOptions(modalities=("text", "image")))]
+    drop = encode_split(pretrained, data, requests)[0]
+    other = with_policy(pretrained, "zeros")
+    assert (pretrained.model.spec.absent, other.model.spec.absent) == ("drop", "zeros")
+    zeros = encode_split(other, data, requests)[0]
+    again = encode_split(pretrained, data, requests)[0]
+    assert [p.data_ptr() for p in other.model.parameters()] == [p.data_ptr() for p in pretrained.model.parameters()]
+    assert other.fingerprint == pretrained.fingerprint
     np.testing.assert_array_equal(drop.vector_ND, again.vector_ND)
     assert not np.allclose(drop.vector_ND, zeros.vector_ND, atol=1e-4)
     with pytest.raises(ValueError, match="trained with it"):

@@ -112,6 +112,22 @@ def test_a_model_with_tokens_stands_under_all_three_policies(evaluation, shards,
     assert pretrained.model.spec.absent == "token"
 
 
+def test_an_error_in_the_middle_of_the_policies_leaves_the_model_as_it_was(evaluation, pretrained, monkeypatch):
+    seen = []
+
+    def fail_under_zeros(followed, *arguments, **options):
+        seen.append(followed.model.spec.absent)
+        if seen[-1] == "zeros":
+            raise OSError("the disk is gone")
+        return
+
+    monkeypatch.setattr(robustness, "encode_split", fail_under_zeros)
+    with pytest.raises(OSError, match="the disk is gone"):
+        evaluate_robustness(evaluation, pretrained, "pretrain")
+    assert seen[0] == "drop" and seen[-1] == "zeros"
+    assert pretrained.model.spec.absent == "drop"
+
+
 def test_tokens_that_were_never_trained_are_refused_before_the_work(evaluation, pretrained, monkeypatch):
     asked = RobustnessConfig(policies=["drop", "token"])
     broken = Evaluation(dataclasses.replace(evaluation.settings, robustness=asked), evaluation.shards)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -147,3 +148,25 @@ def test_runs_that_learned_nothing_show_no_difference_in_any_task(runs):
 def test_a_hugging_face_directory_is_refused(exported):
     with pytest.raises(ValueError, match="name a run's folder"):
         evaluate_runs([exported], ["validation"])
+
+
+def test_the_number_of_decoding_threads_reaches_every_split(monkeypatch):
+    """`tools/evaluate_run.py --threads` was taken and dropped on the way."""
+    opened = []
+
+    class Opened:
+        def __init__(self, shards, split, spec, tokenizer, *, batch_size, num_threads):
+            opened.append((split, batch_size, num_threads))
+            self.manifest = SimpleNamespace(categories=CATEGORIES)
+
+    monkeypatch.setattr(pretraining_evaluation, "EvaluationData", Opened)
+    products = embedding_set(np.eye(2), ids=["b", "a"])
+    monkeypatch.setattr(
+        pretraining_evaluation, "encode_split", lambda model, data, requests, progress: [products] * len(requests)
+    )
+    model = SimpleNamespace(
+        model=SimpleNamespace(names=("image", "text"), spec=None), state={"shards": "shards"}, tokenizer=None
+    )
+    found = pretraining_evaluation._embeddings(model, ("validation",), 7, 3)
+    assert found["sets"]["train"]["fused"].ids == ("a", "b")
+    assert opened == [("validation", 7, 3), ("train", 7, 3)]

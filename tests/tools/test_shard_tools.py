@@ -93,3 +93,43 @@ def test_bad_input_is_one_line_and_code_2(run, catalogue, tmp_path):
     assert code == 2 and "manifest.json: no such file" in last_error(stderr)
     code, _, stderr = run("describe_shards", shards)
     assert code == 2 and "manifest.json: no such file" in last_error(stderr)
+
+
+def test_every_tool_tells_media_of_several_splits_and_grouping_removes_them(run, catalogue, tmp_path):
+    for number in range(0, 30, 3):
+        (tmp_path / f"media/{number + 1}.png").write_bytes((tmp_path / f"media/{number}.png").read_bytes())
+    for number in range(30, 40):
+        (tmp_path / f"media/{number}.png").write_bytes(b"no picture")
+    shards, grouped = tmp_path / "shards", tmp_path / "grouped"
+    code, built, _ = run("build_shards", catalogue, "--out", shards, "--placeholder-products", 9)
+    assert code == 0 and "byte-equal media in several splits (image " in built and "--group-by-content" in built
+    assert "1 more contents of over 9 products each" in built and "  10 products, image: train 'p" in built
+    told = [line for line in built.splitlines() if "products, image: " in line]
+    assert told and all(" = " in line and ".image.0.png" in line for line in told)
+    for tool in (("lint_shards", shards), ("find_leaks", shards, "--category-level", 1)):
+        code, text, _ = run(*tool)
+        assert code == 0 and all(line in text for line in told), text
+    code, text, _ = run("build_shards", catalogue, "--out", grouped, "--group-by-content", "--placeholder-products", 9)
+    assert code == 0 and "byte-equal media" not in text and "1 more contents of over 9 products" in text
+    code, text, _ = run("lint_shards", grouped)
+    assert code == 0 and "no faults" in text
+
+
+def test_leaks_are_looked_for_at_a_level_and_unseen_categories_are_named(run, tmp_path):
+    """Leaves are products' own, so none of the tested is known; the top level tells what colour they have."""
+    lines = []
+    for number in range(60):
+        item = {"id": f"p{number}", "title": "t", "attributes": {"Colour": ["red", "blue"][number % 2]}}
+        lines.append(json.dumps(item | {"category": [["Reds", "Blues"][number % 2], f"leaf {number}"]}))
+    (tmp_path / "items.jsonl").write_text("\n".join(lines))
+    run("build_shards", tmp_path / "items.jsonl", "--out", tmp_path / "shards")
+    code, text, _ = run("find_leaks", tmp_path / "shards")
+    assert code == 0 and "category_level leaf: 6 categories in test. 6 of 6 tested categories are unseen" in text
+    assert text.splitlines()[-1].split() == ["Colour", "value", "6", "1.00", "0.000", "-", "0.000"]
+    code, text, _ = run("find_leaks", tmp_path / "shards", "--category-level", 1)
+    assert code == 0 and "category_level 1: 2 categories in test." in text and "unseen" not in text
+    assert text.splitlines()[-1].split()[:6] == ["Colour", "value", "6", "1.00", "1.000", "1.000"]
+    code, _, stderr = run("find_leaks", tmp_path / "shards", "--category-level", 3)
+    assert code == 2 and "must be leaf or between 1 and 2" in last_error(stderr)
+    code, _, stderr = run("find_leaks", tmp_path / "shards", "--category-level", "top")
+    assert code == 2 and "--category-level must be leaf or a number" in last_error(stderr)
