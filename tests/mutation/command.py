@@ -1,7 +1,6 @@
 """The command line of tests/mutate.py."""
 
 import argparse
-import json
 import random
 import sys
 import threading
@@ -76,6 +75,7 @@ def main(arguments: list[str] | None = None, description: str = "") -> int:
     parser.add_argument("--count", type=int, default=60, help="how many (default: %(default)s)")
     parser.add_argument("--module", action="append", default=[], help="a file or folder (path prefix); may be repeated")
     parser.add_argument("--jobs", type=int, default=2, help="test runs at a time (default: %(default)s)")
+    parser.add_argument("--fresh", action="store_true", help="measure anew which tests execute which lines")
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
     parser.add_argument("--show", action="store_true", help="print every mutant's diff")
     parser.add_argument("--survivors", type=Path, help="write the survivors' diffs to this file; --apply reads it")
@@ -98,7 +98,9 @@ def main(arguments: list[str] | None = None, description: str = "") -> int:
         return 0
     trees = [Tree() for _ in range(min(options.jobs, len(trials)))]
     try:
-        records = coverage_map.records(fast_test_files(), trees, lambda text: print(text, file=sys.stderr))
+        records = coverage_map.records(
+            fast_test_files(), trees, lambda text: print(text, file=sys.stderr), options.fresh
+        )
         survivors = run_all(trials, Asked(trees, records, len(trees)), len(trees), total, options.show)
     finally:
         for tree in trees:

@@ -1,4 +1,4 @@
-"""What is done to a syntax node: every function yields (maker of the source text that replaces the node, what it is)."""
+"""What is done to a syntax node: functions yield (maker of the source that replaces the node, what it is)."""
 
 import ast
 import copy

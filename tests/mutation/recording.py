@@ -26,8 +26,8 @@ SETUP = "setup"
 class Recorder:
     """A pytest plugin: writes {"seconds", "failed", "lines"} of a file of tests as JSON.
 
-    `lines` is {source file: {test: lines}}, where the test "" is what ran while files were imported and the test `setup`
-    what fixtures ran, which may be those of all the file's tests.
+    `lines` is {source file: {test: lines}}, where the test "" stands for what ran while files were imported and
+    the test `setup` for what fixtures ran, which may be those of all the file's tests.
     """
 
     def __init__(self, folder: str, path: str):

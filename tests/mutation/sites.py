@@ -21,6 +21,9 @@ def files(prefixes: list[str]) -> list[Path]:
     return found
 
 
+_PLACE = "M5DS_HERE"
+
+
 @dataclass(frozen=True)
 class Site:
     """A place and what can be done there; the text of the mutant is made when it is wanted."""
@@ -73,20 +76,19 @@ def _inside(string: ast.JoinedStr) -> Iterator[operators.Change]:
     for node, _ in _visit(string, ()):
         if isinstance(node, ast.JoinedStr):
             continue
-        place = "M5DS_HERE"
-        whole = operators.changed(string, lambda other, node=node: _put(string, other, node, place))
+        whole = operators.changed(string, lambda other, node=node: _put(string, other, node))
         for make, what in _changes(node):
-            yield lambda whole=whole, make=make: whole().replace(place, make()), f"{what} `{short(node)}` in a string"
+            yield lambda whole=whole, make=make: whole().replace(_PLACE, make()), f"{what} `{short(node)}` in a string"
 
 
-def _put(original: ast.AST, other: ast.AST, node: ast.AST, place: str) -> None:
+def _put(original: ast.AST, other: ast.AST, node: ast.AST) -> None:
     """In the copy `other` of `original`, a name in the place of `node`."""
     for mine, theirs in zip(ast.walk(original), ast.walk(other), strict=True):
         for name, value in ast.iter_fields(mine):
             if value is node:
-                setattr(theirs, name, ast.Name(place))
+                setattr(theirs, name, ast.Name(_PLACE))
             elif isinstance(value, list) and any(item is node for item in value):
-                getattr(theirs, name)[next(i for i, item in enumerate(value) if item is node)] = ast.Name(place)
+                getattr(theirs, name)[next(i for i, item in enumerate(value) if item is node)] = ast.Name(_PLACE)
 
 
 def short(piece: ast.AST | str) -> str:

@@ -1,4 +1,4 @@
-"""A copy of the repository in which files can be changed and tests run, each run in a process forked from a warm one."""
+"""A copy of the repository in which files can be changed and tests run, each time in a fork of a warm process."""
 
 import compileall
 import multiprocessing
@@ -16,10 +16,10 @@ from mutation.edits import ROOT, Edit
 PASSED, FAILED = 0, 1
 _PRELOADED = (
     "pytest torch torch._dynamo torch.utils.checkpoint triton.language transformers "
-    "transformers.models.bert.modeling_bert transformers.models.auto deepspeed av numpy scipy.stats scipy.sparse pandas "
-    "pyarrow.parquet pyarrow.dataset sklearn.linear_model sklearn.cluster sklearn.feature_extraction.text faiss peft "
-    "webdataset sentencepiece omegaconf pydantic fsspec PIL.Image matplotlib.pyplot tensorboard hypothesis nvidia.dali "
-    "safetensors.torch torch.utils.tensorboard ranx"
+    "transformers.models.bert.modeling_bert transformers.models.auto deepspeed av numpy scipy.stats scipy.sparse "
+    "pandas pyarrow.parquet pyarrow.dataset sklearn.linear_model sklearn.cluster sklearn.feature_extraction.text faiss peft "
+    "webdataset sentencepiece omegaconf pydantic fsspec PIL.Image matplotlib.pyplot "
+    "tensorboard hypothesis nvidia.dali safetensors.torch torch.utils.tensorboard ranx"
 )
 _SKIPPED = shutil.ignore_patterns("__pycache__", "*.pyc")
 
@@ -44,7 +44,7 @@ class Tree:
         self._folder.cleanup()
 
     def run(self, tests: Sequence[str], edits: Sequence[Edit] = (), timeout: float = 1800.0, **options) -> int | None:
-        """pytest's status (1: a test failed; 2: collection failed; below 0: crashed) with the edits made; None: hung."""
+        """pytest's status with the edits made (1: a test failed, 2: collection did, below 0: crashed); None: hung."""
         touched = {edit.path for edit in edits}
         try:
             for path in touched:
@@ -93,6 +93,7 @@ def _run_pytest(
     (mutation/coverage_map.py).
     """
     import pytest
+
     from mutation.selection import Chosen
 
     os.setsid()
