@@ -69,6 +69,10 @@ class Asked:
         return Outcome(False, f"{tests_run} tests pass{left_out}")
 
 
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def main(arguments: list[str] | None = None, description: str = "") -> int:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="which mutants (default: %(default)s)")
@@ -86,7 +90,7 @@ def main(arguments: list[str] | None = None, description: str = "") -> int:
         total = len(trials)
     else:
         edits, total = draw(options.seed, options.count, options.module)
-        trials = [Trial((edit,), f"{edit.path}:{edit.line} {edit.what}") for edit in edits]
+        trials = [Trial.of(edit) for edit in edits]
     if not trials:
         print(f"no mutants under {options.module}; name a file or folder of m5ds/", file=sys.stderr)
         return 2
@@ -98,9 +102,7 @@ def main(arguments: list[str] | None = None, description: str = "") -> int:
         return 0
     trees = [Tree() for _ in range(min(options.jobs, len(trials)))]
     try:
-        records = coverage_map.records(
-            fast_test_files(), trees, lambda text: print(text, file=sys.stderr), options.fresh
-        )
+        records = coverage_map.records(fast_test_files(), trees, _say, options.fresh)
         survivors = run_all(trials, Asked(trees, records, len(trees)), len(trees), total, options.show)
     finally:
         for tree in trees:

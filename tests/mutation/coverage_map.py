@@ -1,7 +1,7 @@
 """What every fast test executes: measured once, and kept for as long as the test stays what it is.
 
 Where source has changed since, the lines of a record are moved along by comparing the texts, so that a small change
-costs no new measurement. A record is measured again where its test file, a shared helper or a config changed, where a
+costs no new measurement. A record is measured again where its test file or a helper that it imports changed, where a
 tenth of the lines that it ran did, or on demand (`--fresh`).
 """
 
@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -111,11 +112,11 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _slot(name: str) -> Path:
-    """Named by the content of the test file and of what tests share: helpers, configs, pytest's options."""
-    shared = [path for path in (ROOT / "tests").rglob("*.py") if not path.name.startswith(("test_", "mutate"))]
-    shared = [path for path in shared if path.parent.name != "mutation"]
-    shared += [path for path in (ROOT / "configs").rglob("*") if path.is_file()]
-    texts = [path.read_bytes() for path in (ROOT / name, ROOT / "pyproject.toml", *sorted(shared))]
+    """Named by the content of the test file and of the helpers beside it that it imports."""
+    path = ROOT / name
+    text = path.read_text()
+    helpers = [other for other in sorted(path.parent.glob("*.py")) if re.search(rf"\b{other.stem}\b", text)]
+    texts = [other.read_bytes() for other in (path, *helpers)]
     return CACHE / f"{name.replace('/', '.')}.{_digest(b''.join(texts))}.json"
 
 

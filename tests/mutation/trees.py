@@ -17,8 +17,8 @@ PASSED, FAILED = 0, 1
 _PRELOADED = (
     "pytest torch torch._dynamo torch.utils.checkpoint triton.language transformers "
     "transformers.models.bert.modeling_bert transformers.models.auto deepspeed av numpy scipy.stats scipy.sparse "
-    "pandas pyarrow.parquet pyarrow.dataset sklearn.linear_model sklearn.cluster sklearn.feature_extraction.text faiss peft "
-    "webdataset sentencepiece omegaconf pydantic fsspec PIL.Image matplotlib.pyplot "
+    "pandas pyarrow.parquet pyarrow.dataset sklearn.linear_model sklearn.cluster sklearn.feature_extraction.text "
+    "faiss peft webdataset sentencepiece omegaconf pydantic fsspec PIL.Image matplotlib.pyplot "
     "tensorboard hypothesis nvidia.dali safetensors.torch torch.utils.tensorboard ranx"
 )
 _SKIPPED = shutil.ignore_patterns("__pycache__", "*.pyc")

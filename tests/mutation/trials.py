@@ -18,6 +18,10 @@ class Trial:
     what: str
     """`path:line what`, as it is printed."""
 
+    @classmethod
+    def of(cls, edit: Edit) -> "Trial":
+        return cls((edit,), f"{edit.path}:{edit.line} {edit.what}")
+
 
 @dataclass(frozen=True)
 class Outcome:
