@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from mutation import coverage_map, patches, sites
-from mutation.edits import Edit
+from mutation.edits import Edit, Source
 from mutation.selection import Selection, fast_test_files, select
 from mutation.trees import Tree
 from mutation.trials import PATIENCE, Outcome, Trial, enough, run_all
@@ -16,7 +16,7 @@ from mutation.trials import PATIENCE, Outcome, Trial, enough, run_all
 
 def draw(seed: int, count: int, prefixes: list[str]) -> tuple[list[Edit], int]:
     """(`count` mutants by the seed, number of places they are drawn from)."""
-    everything = [site for path in sites.files(prefixes) for site in sites.sites(path)]
+    everything = [site for path in sites.files(prefixes) for site in sites.sites(Source.of(path))]
     order = random.Random(seed).sample(range(len(everything)), len(everything))
     drawn: list[Edit] = []
     for place in order:

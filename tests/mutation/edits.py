@@ -36,13 +36,17 @@ class Edit:
 class Source:
     """A parsed file, and edits of it by syntax node."""
 
-    def __init__(self, path: Path):
-        self.path = str(path.relative_to(ROOT))
-        self.bytes = path.read_bytes()
+    def __init__(self, path: str, data: bytes):
+        self.path = path
+        self.bytes = data
         self.tree = ast.parse(self.bytes)
         self._line_starts = [0]
         for line in self.bytes.splitlines(keepends=True):
             self._line_starts.append(self._line_starts[-1] + len(line))
+
+    @classmethod
+    def of(cls, path: Path) -> "Source":
+        return cls(str(path.relative_to(ROOT)), path.read_bytes())
 
     def edit(self, node: ast.AST, new: str, what: str, lines: Iterable[int]) -> Edit:
         start = self._line_starts[node.lineno - 1] + node.col_offset

@@ -42,7 +42,7 @@ def op_of(edit: Edit) -> str:
 
 def sites(chosen_ops: list[str]) -> list[Site]:
     """All that can be mutated, in a fixed order."""
-    return [site for op in chosen_ops for path in kernel_files(op) for site in _sites(Source(path))]
+    return [site for op in chosen_ops for path in kernel_files(op) for site in _sites(Source.of(path))]
 
 
 def _is_kernel(node: ast.AST) -> bool:

@@ -44,11 +44,7 @@ class Site:
         return edit if self.source.is_another_program(edit) else None
 
 
-def sites(path: Path) -> list[Site]:
-    return list(_sites(Source(path)))
-
-
-def _sites(source: Source) -> Iterator[Site]:
+def sites(source: Source) -> Iterator[Site]:
     for node, lines in _visit(source.tree, ()):
         if isinstance(node, ast.JoinedStr):
             # A piece of an f-string has no place of its own before Python 3.12: the whole string is replaced.
@@ -57,7 +53,11 @@ def _sites(source: Source) -> Iterator[Site]:
             continue
         for make, what in _changes(node):
             yield Site(source, node, make, f"{what} `{short(node)}`", lines)
-        if isinstance(node, ast.If | ast.While) and not isinstance(node.test, ast.Compare | ast.BoolOp | ast.UnaryOp):
+        if (
+            isinstance(node, ast.If | ast.While)
+            and not isinstance(node.test, ast.Compare | ast.BoolOp | ast.UnaryOp)
+            and "test" not in exclusions.skipped_fields(node)
+        ):
             test = node.test
             make = operators.changed(test, lambda other: other)
             yield Site(source, test, lambda make=make: f"(not {make()})", f"negate condition `{short(test)}`", lines)
