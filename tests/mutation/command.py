@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mutation import coverage_map, patches, sites
 from mutation.edits import Edit, Source
-from mutation.selection import Selection, fast_test_files, select
+from mutation.selection import Selection, distance, fast_test_files, select
 from mutation.trees import Tree
 from mutation.trials import PATIENCE, Outcome, Trial, enough, run_all
 
@@ -80,6 +80,9 @@ def main(arguments: list[str] | None = None, description: str = "") -> int:
     parser.add_argument("--module", action="append", default=[], help="a file or folder (path prefix); may be repeated")
     parser.add_argument("--jobs", type=int, default=2, help="test runs at a time (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="measure anew which tests execute which lines")
+    parser.add_argument(
+        "--near", action="store_true", help="ask only test files that are named after the module or import it"
+    )
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
     parser.add_argument("--show", action="store_true", help="print every mutant's diff")
     parser.add_argument("--survivors", type=Path, help="write the survivors' diffs to this file; --apply reads it")
@@ -102,7 +105,11 @@ def main(arguments: list[str] | None = None, description: str = "") -> int:
         return 0
     trees = [Tree() for _ in range(min(options.jobs, len(trials)))]
     try:
-        records = coverage_map.records(fast_test_files(), trees, _say, options.fresh)
+        files = fast_test_files()
+        if options.near:
+            paths = {edit.path for trial in trials for edit in trial.edits}
+            files = [name for name in files if any(distance(name, path) < 2 for path in paths)]
+        records = coverage_map.records(files, trees, _say, options.fresh)
         survivors = run_all(trials, Asked(trees, records, len(trees)), len(trees), total, options.show)
     finally:
         for tree in trees:

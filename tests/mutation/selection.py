@@ -59,6 +59,11 @@ def select(edits: Sequence[Edit], records: dict[str, dict]) -> Selection:
     return Selection(first, others, total, len(ordered) - len(kept))
 
 
+def distance(test_file: str, path: str) -> int:
+    """0: the test file is named after the module; 1: it imports it; 2: neither."""
+    return 0 if _mirrors(test_file, path) else 1 if _imports(test_file, path) else 2
+
+
 def _file(test: str) -> str:
     return test.split("::")[0]
 
@@ -68,7 +73,7 @@ def _executing(edit: Edit, file: str, record: dict) -> dict[str, tuple]:
     by_test = record["lines"].get(edit.path, {})
     wanted = set(edit.lines)
     passing = [test for test in record["seconds"] if test not in record["failed"]]
-    near = 0 if _mirrors(file, edit.path) else 1 if _imports(file, edit.path) else 2
+    near = distance(file, edit.path)
     if not wanted:
         return {test: (near, 2) for test in passing} if by_test else {}
     found = {test: (near, 0) for test in passing if wanted & set(by_test.get(test, ()))}
