@@ -321,6 +321,7 @@ def test_steps_say_where_they_are(make):
     steps = take(loader, 6)
     assert [step.position for step in steps] == [0, G, 2 * G, 3 * G, 4 * G, 5 * G]
     assert [step.epoch for step in steps] == [position // n for position in range(0, 6 * G, G)]
+    assert [len(step.micro_batches) for step in steps] == [1] * 6
     assert take(loader, 0) == []
     evaluation = list(make(training=False).evaluation_steps())
     assert {step.epoch for step in evaluation} == {0}

@@ -45,7 +45,10 @@ class Site:
 
 
 def sites(source: Source) -> Iterator[Site]:
+    excluded = _excluded_lines(source)
     for node, lines in _visit(source.tree, ()):
+        if getattr(node, "lineno", 0) in excluded:
+            continue
         if isinstance(node, ast.JoinedStr):
             # A piece of an f-string has no place of its own before Python 3.12: the whole string is replaced.
             for make, what in _inside(node):
@@ -61,6 +64,16 @@ def sites(source: Source) -> Iterator[Site]:
             test = node.test
             make = operators.changed(test, lambda other: other)
             yield Site(source, test, lambda make=make: f"(not {make()})", f"negate condition `{short(test)}`", lines)
+
+
+def _excluded_lines(source: Source) -> set[int]:
+    functions = [node for node in ast.walk(source.tree) if isinstance(node, ast.FunctionDef)]
+    return {
+        line
+        for node in functions
+        if (source.path, node.name) in exclusions.FUNCTIONS
+        for line in range(node.lineno, node.end_lineno + 1)
+    }
 
 
 def _changes(node: ast.AST) -> Iterator[operators.Change]:
