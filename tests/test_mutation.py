@@ -1,6 +1,8 @@
 """The mutation tool: what it changes, what it leaves alone, which tests it asks, and what it says."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -163,3 +165,23 @@ def test_a_wrong_order_is_noticed_and_an_equal_one_survives():
         assert tree.run(test) == trees.PASSED, "the tree is as it was"
     finally:
         tree.close()
+
+
+def test_mutants_made_by_hand_fit_the_source():
+    trials = patches.read(ROOT / "tests/mutants/by_hand.txt")
+    assert len(trials) >= 25
+    for trial in trials:
+        (edit,) = trial.edits
+        before = (ROOT / edit.path).read_bytes()
+        assert ast.dump(ast.parse(edit.apply(before))) != ast.dump(ast.parse(before)), trial.what
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize(
+    "arguments", [["--apply", str(ROOT / "tests/mutants/by_hand.txt")], ["--seed", "0", "--count", "20"]]
+)
+def test_mutants_are_noticed(arguments):
+    command = [sys.executable, str(ROOT / "tests/mutate.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

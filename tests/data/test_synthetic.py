@@ -191,3 +191,10 @@ def test_the_catalogue_is_the_one_of_the_published_figures(tmp_path, arguments, 
     """docs/results.md and the quickstart were measured on it: what is drawn, and in which order, must stay."""
     text = make_catalogue(tmp_path, *arguments).read_bytes()
     assert hashlib.sha256(text).hexdigest()[:16] == expected
+
+
+def test_a_product_without_text_has_none_in_another_language_either():
+    plan = next(plan for plan in synthetic._plan(200, 0, shuffle_pairs=False) if "text" not in plan.present)
+    files = {"image": [], "video": [], "audio": []}
+    translations = [synthetic._record(plan, files, np.random.default_rng(seed))["i18n"] for seed in range(60)]
+    assert translations == [{}] * 60

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ import torch
 from m5ds.config import BlockConfig, ModalityConfig, ModelConfig
 from m5ds.data.random_batch import random_batch
 from m5ds.inputs import FeatureRows, TextTokens
+from m5ds.model.configuration import M5Config
 from m5ds.train import faults, flops, records, schedule, summary, tags
 from m5ds.train.distributed import RankError
 from m5ds.train.monitor import Monitor
+from m5ds.train.step import Diverged, TrainStep
 
 
 @dataclass(frozen=True)
@@ -251,3 +254,24 @@ def test_the_final_table_shows_retrieval_before_after_and_against_chance():
     assert len(summary._retrieval(Ends(validation=({}, last)))) == 4
     assert len(summary._retrieval(Ends(validation=({}, category)))) == 3
     assert summary._retrieval(Ends()) == []
+
+
+def test_fp16_may_discard_a_hundred_steps_in_a_row_and_not_one_more(tmp_path):
+    text = ModalityConfig(input=TextTokens(), embedder="tokens", head="vocabulary")
+    spec = ModelConfig(modalities={"text": text}, blocks={"encoder": BlockConfig()})
+    model = SimpleNamespace(
+        config=M5Config.from_spec(spec, vocab_size=9, mask_id=4, special_ids=[0]), names=(), tasks={}, pair_names=()
+    )
+    engine = SimpleNamespace(was_step_applied=lambda: False)
+    step = TrainStep(engine, model, seed=0, precision="fp16", directory=tmp_path)
+    for _ in range(100):
+        step._check_applied([], {})
+    engine.was_step_applied = lambda: True
+    step._check_applied([], {})
+    engine.was_step_applied = lambda: False
+    for _ in range(100):
+        step._check_applied([], {})
+    with pytest.raises(Diverged, match="a gradient is not finite"):
+        step._check_applied([], {"mlm": 1.0})
+    report = json.loads((tmp_path / "not_finite.json").read_text())
+    assert report == {"what": "gradient", "losses": {"mlm": "1.0"}, "ids_by_rank": [[]]}
