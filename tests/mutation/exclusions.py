@@ -12,6 +12,7 @@ FUNCTIONS = {
 """(file, function): why nothing in it is mutated."""
 
 _MESSAGE_ARGUMENTS = {"help", "metavar", "description", "epilog", "prog", "formatter_class", "usage"}
+_COMMUTATIVE = {"min", "max", "minimum", "maximum", "gcd", "equal", "array_equal", "logical_and", "logical_or"}
 _PRINTING = {"print", "warn", "add_argument_group"}
 
 
@@ -47,6 +48,8 @@ def is_excluded(node: ast.AST, what: str) -> bool:
         name = what.split()[2]
         # zip(strict=True) is an assertion; help= and the like are words.
         return name in _MESSAGE_ARGUMENTS or name == "strict"
+    if what.startswith("swap arguments ") and called(node) in _COMMUTATIVE:
+        return True
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         return _is_type(node.left) or _is_type(node.right)
     if isinstance(node, ast.Expr):

@@ -138,22 +138,21 @@ def test_the_scheduler_multiplies_the_peak_rate_step_by_step():
 
 
 def test_flops_of_two_modalities_counted_pair_by_pair_of_rows():
-    """One block in which text sees audio only and audio is not updated; text has a learned row, audio has none."""
+    """Text sees audio only, audio is not updated; audio has one content row and a learned one, text no learned row."""
     spec = ModelConfig(
         hidden_size=8,
         num_heads=2,
         ffn_dim=20,
         modalities={
-            "text": ModalityConfig(input=TextTokens(max_tokens=6), embedder="tokens", head="vocabulary"),
-            "audio": ModalityConfig(
-                input=FeatureRows(rows=5, dim=3), embedder="features", head="regression", cls="mean"
-            ),
+            "text": ModalityConfig(input=TextTokens(max_tokens=6), embedder="tokens", head="vocabulary", cls="mean"),
+            "audio": ModalityConfig(input=FeatureRows(rows=1, dim=3), embedder="features", head="regression"),
         },
         blocks={"fusion": BlockConfig(visibility={"text": ["audio"], "audio": ["audio"]}, updates=["text"])},
     )
     batch = random_batch(spec, [[True, True], [True, False], [False, True]], vocab_size=9)
     text, audio = (batch.modalities[name].length_B.tolist() for name in ("text", "audio"))
-    text = [length + 1 if length else 0 for length in text]
+    assert audio == [1, 0, 1]
+    audio = [2, 0, 2]
     queries_keys_values = 2 * 3 * 8 * 8 * (sum(text) + sum(audio))
     output_and_feed_forward = sum(text) * (2 * 8 * 8 + 2 * 2 * 8 * 20)
     scores_and_values = sum(2 * 2 * 8 for b in range(3) for _ in range(text[b]) for _ in range(audio[b]))
@@ -275,3 +274,27 @@ def test_fp16_may_discard_a_hundred_steps_in_a_row_and_not_one_more(tmp_path):
         step._check_applied([], {"mlm": 1.0})
     report = json.loads((tmp_path / "not_finite.json").read_text())
     assert report == {"what": "gradient", "losses": {"mlm": "1.0"}, "ids_by_rank": [[]]}
+
+
+def test_the_closing_lines_add_up_time_and_memory(monkeypatch, tmp_path):
+    memory = [{"rank": 3 * 2**30, "launchers": 2**29}, {"rank": 2**30, "launchers": 2**29}]
+    monkeypatch.setattr(summary.runtime, "peak_memory", lambda: memory[0])
+    monkeypatch.setattr(summary.distributed, "gather_objects", lambda own: memory)
+    monkeypatch.setattr(summary, "_resume", lambda *_: "again")
+    job = SimpleNamespace(
+        totals={"products": 900.0, "seconds": 30.0},
+        budget=SimpleNamespace(num_listed=4),
+        directory=tmp_path,
+        checkpoints=tmp_path / "checkpoints",
+        last_tag="step-00000007",
+        total_steps=7,
+    )
+    text = summary.closing(job, Ends(), 41.6, None)
+    assert "42 s in all, 30 products/s in training" in text
+    assert "4.50 GB (2 ranks 4.00 GB, launchers 0.50 GB)" in text
+    assert f"checkpoint                {tmp_path / 'checkpoints/step-00000007'}" in text
+    assert "again train.total_steps=14" in text
+    job.last_tag, memory[1:], job.totals["seconds"] = None, [], 0.0
+    text = summary.closing(job, Ends(), 1.0, None)
+    assert "checkpoint                none" in text and "3.50 GB (1 rank 3.00 GB" in text
+    assert "900000000000 products/s" in text, "a run without a step has no time to divide by"
