@@ -20,6 +20,9 @@ class FakeTree:
     survivors = 0
     unmutated = PASSED
 
+    def __init__(self, preloaded):
+        assert "torch" in preloaded
+
     def run(self, tests, edits, timeout):
         assert tests
         if not edits:

@@ -16,6 +16,7 @@ from mutation.trees import FAILED, PASSED, Tree
 from mutation.trials import PATIENCE, Outcome, Trial, enough, run_all
 
 _UNMUTATED_SECONDS = 1800.0
+_PRELOADED = ("pytest", "torch", "torch._dynamo", "triton.language")
 _COLLECTION_FAILED = 2
 
 
@@ -82,7 +83,7 @@ def main(arguments: list[str] | None = None, description: str = "") -> int:
     trials = [
         Trial((edit,), f"{edit.path}:{edit.line} {edit.what}") for edit in (site.edit() for site in drawn) if edit
     ]
-    trees = [Tree() for _ in range(options.jobs)]
+    trees = [Tree(_PRELOADED) for _ in range(options.jobs)]
     try:
         limits: dict[str, float] = {}
         for op in sorted({op_of(edit) for trial in trials for edit in trial.edits}):

@@ -72,16 +72,14 @@ def _diffs(text: str, name: str) -> list[Trial]:
 
 
 def _hunk(path: str, source: str, hunk: str) -> Edit:
+    """The changed lines of a hunk, without the unchanged ones around them."""
     header, *body = hunk.splitlines(keepends=True)
-    body = [line for line in body if line[:1] in " +-" and not line.startswith(("diff --git", "index "))]
-    while body and body[0].startswith(" "):
-        body.pop(0)
-    skipped = len(hunk.splitlines()) and next(i for i, line in enumerate(hunk.splitlines()[1:]) if line[:1] in "+-")
-    while body and body[-1].startswith(" "):
-        body.pop()
-    old = "".join(line[1:] for line in body if line[0] in " -")
-    new = "".join(line[1:] for line in body if line[0] in " +")
-    at = int(_HUNK.match(header)[1]) - 1 + skipped
+    body = [line for line in body if line[:1] in ("+", "-", " ")]
+    changed = [i for i, line in enumerate(body) if line[0] in "+-"]
+    middle = body[changed[0] : changed[-1] + 1]
+    old = "".join(line[1:] for line in middle if line[0] in " -")
+    new = "".join(line[1:] for line in middle if line[0] in " +")
+    at = int(_HUNK.match(header)[1]) - 1 + changed[0]
     start = sum(len(line) for line in source.splitlines(keepends=True)[:at])
     if source[start : start + len(old)] != old:
         raise ValueError(f"{path}: the diff does not fit line {at + 1}")

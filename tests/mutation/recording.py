@@ -62,7 +62,7 @@ class Recorder:
             self._switch(SETUP)
 
     def pytest_runtest_logreport(self, report):
-        if not report.passed:
+        if report.failed:
             self._failed.append(report.nodeid)
 
     @pytest.hookimpl(trylast=True)

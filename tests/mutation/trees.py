@@ -14,20 +14,51 @@ from pathlib import Path
 from mutation.edits import ROOT, Edit
 
 PASSED, FAILED = 0, 1
-_PRELOADED = (
-    "pytest torch torch._dynamo torch.utils.checkpoint triton.language transformers "
-    "transformers.models.bert.modeling_bert transformers.models.auto deepspeed av numpy scipy.stats scipy.sparse "
-    "pandas pyarrow.parquet pyarrow.dataset sklearn.linear_model sklearn.cluster sklearn.feature_extraction.text "
-    "faiss peft webdataset sentencepiece omegaconf pydantic fsspec PIL.Image matplotlib.pyplot "
-    "tensorboard hypothesis nvidia.dali safetensors.torch torch.utils.tensorboard ranx"
+PRELOADED = (
+    "pytest",
+    "torch",
+    "torch._dynamo",
+    "torch.utils.checkpoint",
+    "triton.language",
+    "transformers",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.auto",
+    "deepspeed",
+    "av",
+    "numpy",
+    "scipy.stats",
+    "scipy.sparse",
+    "pandas",
+    "pyarrow.parquet",
+    "pyarrow.dataset",
+    "sklearn.linear_model",
+    "sklearn.cluster",
+    "sklearn.feature_extraction.text",
+    "faiss",
+    "peft",
+    "webdataset",
+    "sentencepiece",
+    "omegaconf",
+    "pydantic",
+    "fsspec",
+    "PIL.Image",
+    "matplotlib.pyplot",
+    "tensorboard",
+    "hypothesis",
+    "nvidia.dali",
+    "safetensors.torch",
+    "torch.utils.tensorboard",
+    "ranx",
 )
+"""What takes long to import. A module that is not installed is passed over."""
 _SKIPPED = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
 class Tree:
     """The repository's source under a temporary folder, with kernels/ where the package is found (m5ds/kernels)."""
 
-    def __init__(self) -> None:
+    def __init__(self, preloaded: Sequence[str] = PRELOADED) -> None:
+        self._preloaded = preloaded
         self._folder = tempfile.TemporaryDirectory()
         self.root = Path(self._folder.name)
         for name in ("m5ds", "kernels", "tests", "tools", "configs", "docs"):
@@ -52,7 +83,7 @@ class Tree:
                 for edit in sorted((e for e in edits if e.path == path), key=lambda e: -e.start):
                     source = edit.apply(source)
                 _place(self.root, path).write_bytes(source)
-            return _forked(str(self.root), list(tests), timeout, options)
+            return _forked(self._preloaded, str(self.root), list(tests), timeout, options)
         finally:
             for path in touched:
                 shutil.copy(ROOT / path, _place(self.root, path))
@@ -62,9 +93,9 @@ def _place(root: Path, path: str) -> Path:
     return root / "m5ds" / path if path.startswith("kernels/") else root / path
 
 
-def _forked(folder: str, tests: list[str], timeout: float, options: dict) -> int | None:
+def _forked(preloaded: Sequence[str], folder: str, tests: list[str], timeout: float, options: dict) -> int | None:
     forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(_PRELOADED.split())
+    forks.set_forkserver_preload(list(preloaded))
     run = forks.Process(target=_run_pytest, args=(folder, tests), kwargs=options)
     run.start()
     run.join(timeout)
