@@ -37,6 +37,7 @@ DEVELOPMENT = [
     "pytest",
     "pytest-timeout",
     "pytest-xdist",
+    "coverage",
     "ruff",
     "mypy",
     "codespell",

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from m5ds.cli import run_tool
+from m5ds.cli import one_line, run_tool
 
 
 def code_of(main) -> int:
@@ -52,3 +52,8 @@ def test_a_closed_pipe_ends_quietly():
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(30) == 2
+
+
+def test_a_message_is_folded_into_one_line_and_an_empty_one_is_the_errors_name():
+    assert one_line(ValueError("a\n  b\tc")) == "a b c"
+    assert one_line(ValueError(" ")) == "ValueError"

@@ -25,3 +25,22 @@ def test_an_extension_lasts_as_long_as_its_block():
         with pytest.raises(ValueError, match="already"), modality.extended(scent):
             pass
     assert "scent" not in modality.names()
+
+
+def test_a_row_says_where_a_modality_comes_from_and_what_its_task_is_called():
+    rows = [(row.name, row.source, row.catalogue_field, row.task) for row in modality.table()]
+    assert rows == [
+        ("image", "image", "images", "mrp"),
+        ("text", "text", "title", "mlm"),
+        ("table", "table", "attributes", "mem"),
+        ("video", "video", "videos", "mfp"),
+        ("audio", "audio", "audios", "mam"),
+    ]
+    assert modality.get("video") is modality.table()[3]
+
+
+def test_an_extension_ends_with_an_error_in_its_block():
+    scent = Modality(name="scent", source="array", catalogue_field="scents", task="msp")
+    with pytest.raises(RuntimeError), modality.extended(scent):
+        raise RuntimeError
+    assert modality.names()[-1] == "audio"

@@ -90,7 +90,7 @@ class Loader:
         self._num_threads = config.num_threads
         self._prefetch_steps = config.prefetch_steps
         self._order = Order(
-            reader.shard_sizes, seed, config.chunk_size, config.window_chunks if training else 1, shuffle=training
+            reader.shard_sizes, seed, config.chunk_size, config.window_chunks, shuffle=training
         )
         self._maker = MicroBatchMaker(
             self._specs,

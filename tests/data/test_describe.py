@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from catalogue_cases import record, write_catalogue
 
-from m5ds.data.describe import all_patterns, gather, gini, plots, tables
+from m5ds.data.describe import Statistics, all_patterns, gather, gini, plots, tables
+from m5ds.data.manifest import Manifest, SplitEntry
 from m5ds.data.shards import BuildOptions, build_shards
 
 
@@ -36,3 +37,96 @@ def test_plots_of_a_catalogue_without_categories_and_attributes_are_drawn(tmp_pa
     statistics = gather(str(tmp_path / "out"))
     assert "categories" in tables(statistics)
     assert len(plots(statistics, tmp_path / "report")) == 4
+
+
+def test_the_tables_say_what_six_products_counted_by_hand_say():
+    manifest = Manifest(
+        version=1,
+        modalities=("image", "text"),
+        splits={
+            "train": SplitEntry(num_products=4, shards=(), presence_patterns={"image+text": 2, "image": 1, "": 1}),
+            "validation": SplitEntry(num_products=2, shards=(), presence_patterns={"image+text": 1, "text": 1}),
+        },
+        categories=("A", "B", "C", "D"),
+        attributes={"Colour": 5, "Watt": 1},
+        source={},
+        group_key="",
+        options={},
+        missing_media=0,
+    )
+    statistics = Statistics(
+        manifest=manifest,
+        split_N=np.array(["train"] * 4 + ["validation"] * 2),
+        label_N=np.array([0, 0, 0, 1, 2, -1]),
+        title_chars_N=np.array([0, 10, 20, 30, 40, 50]),
+        table_pairs_N=np.array([1, 1, 2, 2, 3, 3]),
+    )
+    assert statistics.category_sizes.tolist() == [3, 1, 1]
+    presence, patterns, categories, pairs, keys, titles = tables(statistics).strip().split("\n\n")
+    assert [line.split() for line in presence.splitlines()[2:]] == [
+        ["train", "4", "3", "2", "2"],
+        ["validation", "2", "1", "2", "1"],
+        ["all", "6", "4", "4", "3"],
+    ]
+    assert [line.split() for line in patterns.splitlines()[2:]] == [
+        ["image+text", "3", "50.0", "%"],
+        ["(none)", "1", "16.7", "%"],
+        ["image", "1", "16.7", "%"],
+        ["text", "1", "16.7", "%"],
+    ]
+    # Gini by its definition: 8 of 9 pairs' differences of 2, over twice the mean of 5/3 and the 9 pairs.
+    assert gini(np.array([3, 1, 1])) == pytest.approx(8 / (2 * 9 * 5 / 3))
+    assert [" ".join(line.split()) for line in categories.splitlines()[2:]] == [
+        "categories 3",
+        "products without a category 1",
+        "largest / median / mean 3 / 1 / 1.7",
+        "categories of at most 10 products 3",
+        "Gini coefficient 0.27",
+        *(f"products in the top {share} % of categories 60.0 %" for share in (1, 5, 10, 20)),
+        "products in the top 50 % of categories 80.0 %",
+        "A 3",
+        "B 1",
+        "C 1",
+        "D 0",
+    ]
+    assert [line.split() for line in pairs.splitlines()[2:]] == [
+        ["train", "1.5", "1", "1", "1.5", "2", "2", "2"],
+        ["validation", "3.0", "3", "3", "3", "3", "3", "3"],
+        ["all", "2.0", "1", "1", "2", "3", "3", "3"],
+    ]
+    assert keys.splitlines()[0] == "attribute keys: 2, most common"
+    assert [line.split() for line in keys.splitlines()[2:]] == [
+        ["Colour", "5", "83.3", "%"],
+        ["Watt", "1", "16.7", "%"],
+    ]
+    assert [line.split() for line in titles.splitlines()[1:]] == [
+        ["split", "mean", "p0", "p10", "p50", "p90", "p99", "p100"],
+        ["train", "15.0", "0", "3", "15", "27", "29.7", "30"],
+        ["validation", "45.0", "40", "41", "45", "49", "49.9", "50"],
+        ["all", "25.0", "0", "5", "25", "45", "49.5", "50"],
+    ]
+    # The first column stands left, the others right, two spaces apart.
+    assert presence.splitlines()[1:3] == [
+        "split       products  image  text  complete",
+        "train              4      3     2         2",
+    ]
+
+
+def test_tables_of_no_products_have_no_shares():
+    empty = Manifest(
+        version=1,
+        modalities=("image",),
+        splits={"train": SplitEntry(num_products=0, shards=(), presence_patterns={"image": 0})},
+        categories=(),
+        attributes={},
+        source={},
+        group_key="",
+        options={},
+        missing_media=0,
+    )
+    assert all_patterns(empty) == {"image": 0}
+    one = np.zeros(1, np.int64)
+    text = tables(
+        Statistics(manifest=empty, split_N=np.array(["train"]), label_N=one - 1, title_chars_N=one, table_pairs_N=one)
+    )
+    assert "image           0      -" in text

@@ -14,9 +14,10 @@ import torch
 from m5ds import modality
 from m5ds.config import DataConfig, ModalityConfig, TokenizerConfig
 from m5ds.data.decode import Decoder
-from m5ds.data.loader import Loader
+from m5ds.data.loader import Loader, _Plans
 from m5ds.data.manifest import CorruptShardError
 from m5ds.data.micro_batch import MicroBatchMaker
+from m5ds.data.order import Order, deal
 from m5ds.data.quickstart import prepare_quickstart
 from m5ds.data.reader import Media, ShardReader
 from m5ds.data.shards import BuildOptions, build_shards
@@ -290,6 +291,51 @@ def test_rows_are_dealt_nearly_equally_to_the_ranks(make):
     ]
     for one, other in zip(*loads, strict=True):
         assert abs(one - other) < 0.15 * (one + other)
+
+
+def test_products_are_dealt_by_their_modalities_and_characters(make, prepared):
+    """A product costs what its modalities hold at most and a row for each summary; two characters make a token."""
+    reader = ShardReader(prepared / "shards", "train")
+    loader = make(world_size=2)
+    costs = []
+    for place in Order(reader.shard_sizes, 5, DATA.chunk_size, DATA.window_chunks).places(G, G):
+        product = reader.read(place.shard, place.index)
+        characters = {
+            "text": len(product.title) + len(product.description),
+            "table": sum(len(key) + len(value) for key, value in product.attributes),
+        }
+        most = {"image": 4, "text": 24, "table": 32, "video": 1, "audio": INPUTS["audio"].max_rows}
+        costs.append(
+            sum(1 + min(most[name], 1 + characters.get(name, 2 * most[name]) // 2) for name in product.present)
+        )
+    expected = deal(costs, 2)
+    ids = [reader.read(place.shard, place.index).id for place in loader._order.places(G, G)]
+    for rank in range(2):
+        batch = take(make(world_size=2, rank=rank), 1, position=G)[0].micro_batches[0]
+        assert batch.ids == [ids[i] for i in expected[rank]]
+
+
+def test_steps_say_where_they_are(make):
+    loader = make()
+    n = loader.num_products
+    steps = take(loader, 6)
+    assert [step.position for step in steps] == [0, G, 2 * G, 3 * G, 4 * G, 5 * G]
+    assert [step.epoch for step in steps] == [position // n for position in range(0, 6 * G, G)]
+    assert [len(step.micro_batches) for step in steps] == [1] * 6
+    assert take(loader, 0) == []
+    evaluation = list(make(training=False).evaluation_steps())
+    assert {step.epoch for step in evaluation} == {0}
+
+
+def test_a_plan_is_made_once_and_only_the_last_are_kept():
+    made = []
+    plans = _Plans(lambda position: made.append(position) or [[position]], capacity=2)
+    assert [plans.get(position) for position in (0, 7, 0, 7)] == [[[0]], [[7]], [[0]], [[7]]]
+    plans.get(9)
+    plans.get(7)
+    assert made == [0, 7, 9]
+    plans.get(0)
+    assert made == [0, 7, 9, 0]
 
 
 class Blocking:

@@ -4,10 +4,13 @@ import itertools
 import time
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from m5ds.data import order as order_module
 from m5ds.data.order import Order, Place, deal
+from m5ds.kernels import philox
 
 SIZES = (7, 0, 130, 64, 1)
 
@@ -89,10 +92,79 @@ def test_an_order_over_a_billion_products_is_evaluated_without_listing_them():
     assert time.monotonic() - started < 10
 
 
+def sort_keys(seed, epoch, group, level, count):
+    """62 random bits for each element, as Python integers."""
+    words = [
+        philox.random_words(
+            seed=seed,
+            draw=epoch,
+            product=torch.tensor(group),
+            stream=philox.Stream.ORDER,
+            element=torch.tensor([element]),
+            index=level,
+        )
+        for element in range(count)
+    ]
+    return [(int(word[0]) << 30) | (int(word[1]) >> 2) for word in words]
+
+
+def test_the_order_is_the_one_that_checkpoints_were_written_with():
+    """Chunks sorted by random bits, then the products of every window of them: a run resumes at a bare position."""
+    seed, epoch, chunk_size, window_chunks = 5, 3, 4, 2
+    sizes = (9, 0, 6, 4)
+    runs = [range(start, min(start + chunk_size, size)) for size in sizes for start in range(0, size, chunk_size)]
+    shards = [shard for shard, size in enumerate(sizes) for _ in range(0, size, chunk_size)]
+    keys = sort_keys(seed, epoch, 0, 0, len(runs))
+    chunks = sorted(range(len(runs)), key=keys.__getitem__)
+    expected = []
+    for window in range(3):
+        inside = chunks[window_chunks * window : window_chunks * (window + 1)]
+        products = [(shards[chunk], index) for chunk in inside for index in runs[chunk]]
+        keys = sort_keys(seed, epoch, window, 1, len(products))
+        expected += [products[i] for i in sorted(range(len(products)), key=keys.__getitem__)]
+    assert Order(sizes, seed, chunk_size, window_chunks).at(epoch, range(19)) == expected
+
+
+def test_reading_on_sorts_every_window_once_and_keeps_few(monkeypatch):
+    """Two epochs are read at once where a global batch crosses from one into the next."""
+    sorted_parts = []
+    words = philox.random_words
+    monkeypatch.setattr(
+        order_module.philox,
+        "random_words",
+        lambda **named: sorted_parts.append((named["draw"], int(named["product"]), named["index"])) or words(**named),
+    )
+    order = make(sizes=(48,), chunk_size=2, window_chunks=3)
+    for position in range(48):
+        order.at(0, [position])
+        order.at(1, [position])
+    assert len(sorted_parts) == len(set(sorted_parts)) == 2 * (1 + 8)
+    assert len(order._epochs) == 2 and len(order._windows) <= 4
+
+
 @pytest.mark.parametrize("options", [{"chunk_size": 0}, {"window_chunks": 0}])
 def test_sizes_below_one_are_refused_by_name(options):
     with pytest.raises(ValueError, match="data.chunk_size and data.window_chunks"):
         make(**options)
+
+
+def test_a_shard_of_negative_size_is_refused():
+    with pytest.raises(ValueError, match=r"shard sizes must not be negative, got \[3, -1\]"):
+        make(sizes=(3, -1))
+
+
+def test_the_smallest_chunks_and_windows_are_legal():
+    assert sorted(make(sizes=(5,), chunk_size=1, window_chunks=1).at(0, range(5))) == [(0, i) for i in range(5)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(costs=st.lists(st.integers(0, 9), min_size=12, max_size=12), num_slots=st.sampled_from((1, 2, 3, 4, 6, 12)))
+def test_the_longest_product_goes_to_the_cheapest_slot_that_has_room(costs, num_slots):
+    slots = [[] for _ in range(num_slots)]
+    for product in sorted(range(12), key=lambda i: -costs[i]):
+        with_room = [slot for slot in slots if len(slot) < 12 // num_slots]
+        min(with_room, key=lambda slot: sum(costs[i] for i in slot)).append(product)
+    assert deal(costs, num_slots) == [sorted(slot) for slot in slots]
 
 
 @settings(max_examples=60, deadline=None)
@@ -120,5 +192,7 @@ def test_dealt_costs_are_nearly_equal():
 
 
 def test_a_batch_that_cannot_be_dealt_equally_is_refused():
+    with pytest.raises(ValueError, match=r"global_batch_size 2 must be a multiple of the 0"):
+        deal([1.0, 1.0], 0)
     with pytest.raises(ValueError, match=r"global_batch_size 10 must be a multiple of the 4"):
         deal([1.0] * 10, 4)

@@ -114,6 +114,7 @@ def test_every_product_is_read_as_it_was_written(shards):
         product = reader.read(*place)
         assert product.id == f"shop/{number}" and product.title == f"标题 {number}"
         assert product.product == product_hash(product.id) and product.label == 0
+        assert (product.description, product.category, product.group) == ("", ["Top", "Leaf"], str(number))
         assert product.attributes == [("colour", "red"), ("size", str(number))]
         names = [media.name for media in product.media.get("image", [])]
         assert names == ([f"{number:06d}.image.0.jpg", f"{number:06d}.image.1.png"] if number % 3 else [])
@@ -228,3 +229,113 @@ def test_close_releases_the_files_and_reading_opens_them_again(shards):
     product = reader.read(0, 1)
     reader.close()
     assert reader.read(0, 1) == product
+
+
+def rewrite(shards, change, shard=0):
+    """Change the rows of a shard's index, and sign it as a buggy writer would."""
+    path = shards / f"train/{shard:06d}.index.parquet"
+    rows = pq.read_table(path).to_pylist()
+    change(rows)
+    pq.write_table(pa.Table.from_pylist(rows, schema=manifests.INDEX_SCHEMA), path)
+    manifest = json.loads((shards / "manifest.json").read_text())
+    manifest["splits"]["train"]["shards"][shard]["index_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_member_outside_its_products_bytes_is_a_corrupt_shard(shards):
+    def before(rows):
+        rows[1]["members"][0]["offset"] = rows[1]["offset"] - 1
+
+    def after(rows):
+        last = rows[1]["members"][-1]
+        last["size"] = rows[1]["offset"] + rows[1]["size"] - last["offset"] + 1
+
+    def just_inside(rows):
+        after(rows)
+        rows[1]["members"][-1]["size"] -= 1
+
+    original = (shards / "train/000000.index.parquet").read_bytes()
+    for change in (before, after):
+        rewrite(shards, change)
+        with pytest.raises(
+            CorruptShardError, match=r"000000\.tar: 000001\.\S+ lies outside the bytes of product 'shop/1'"
+        ):
+            ShardReader(shards, "train").read(0, 1)
+        (shards / "train/000000.index.parquet").write_bytes(original)
+    rewrite(shards, just_inside)
+    assert ShardReader(shards, "train").read(0, 1).id == "shop/1"
+
+
+def test_an_index_that_names_another_product_is_a_corrupt_shard(shards):
+    rewrite(shards, lambda rows: rows[1].update(id="shop/9"))
+    with pytest.raises(CorruptShardError, match="000001.json is product 'shop/1', the index says 'shop/9'"):
+        ShardReader(shards, "train").read(0, 1)
+
+
+def test_a_product_without_its_record_or_with_a_broken_one_is_a_corrupt_shard(shards):
+    rewrite(shards, lambda rows: rows[2]["members"].pop(0))
+    rewrite(shards, lambda rows: rows[1]["members"][0].update(size=7))
+    reader = ShardReader(shards, "train")
+    with pytest.raises(CorruptShardError, match="'shop/2' has no member 000002.json"):
+        reader.read(0, 2)
+    with pytest.raises(CorruptShardError, match="000001.json is not a product record"):
+        reader.read(0, 1)
+
+
+def test_a_short_read_is_continued(shards, monkeypatch):
+    expected = ShardReader(shards, "train").read(0, 1)
+    pread = reader_module.os.pread
+    monkeypatch.setattr(reader_module.os, "pread", lambda file, size, offset: pread(file, min(size, 100), offset))
+    assert ShardReader(shards, "train").read(0, 1) == expected
+
+
+def test_pauses_grow_and_what_is_not_there_is_not_waited_for(shards, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(reader_module, "_FIRST_PAUSE_SECONDS", 0.25)
+    monkeypatch.setattr(reader_module.time, "sleep", pauses.append)
+    reader = ShardReader(shards, "train")
+
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output error"):
+        patch.setattr(reader_module.os, "pread", fail)
+        reader.read(0, 0)
+    assert pauses == [0.25, 0.5, 1.0]
+    (shards / "train/000001.tar").unlink()
+    with pytest.raises(CorruptShardError, match="000001.tar: is missing"):
+        reader.read(1, 0)
+    assert len(pauses) == 3
+
+
+def test_indices_are_read_once_while_among_the_last_used(tmp_path, monkeypatch):
+    shards = write_shards(tmp_path / "shards", sizes=(2, 2, 2))
+    monkeypatch.setattr(reader_module, "_LOADED_INDICES", 2)
+    read_index, loaded = manifests.read_index, []
+    monkeypatch.setattr(
+        manifests, "read_index", lambda directory, entry: loaded.append(entry.name[-1]) or read_index(directory, entry)
+    )
+    reader = ShardReader(shards, "train")
+    for shard in (0, 1, 0, 2, 0, 2, 1):
+        assert reader.index(shard).present[1] >= {"text", "table"}
+    assert "".join(loaded) == "0121"
+
+
+def test_no_more_files_stay_open_than_allowed_and_none_after_close(tmp_path, monkeypatch):
+    shards = write_shards(tmp_path / "shards", sizes=(1, 1, 1))
+    monkeypatch.setattr(reader_module, "_OPEN_FILES", 2)
+    opened, closed = [], []
+    os_open, os_close = reader_module.os.open, reader_module.os.close
+
+    def record_open(*arguments):
+        opened.append(os_open(*arguments))
+        return opened[-1]
+
+    reader = ShardReader(shards, "train")
+    monkeypatch.setattr(reader_module.os, "open", record_open)
+    monkeypatch.setattr(reader_module.os, "close", lambda file: closed.append(file) or os_close(file))
+    for shard in (0, 1, 0, 2, 0):
+        reader.read(shard, 0)
+    assert len(opened) == 3 and closed == [opened[1]]
+    reader.close()
+    assert sorted(closed) == sorted(opened)

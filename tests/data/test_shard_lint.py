@@ -244,3 +244,101 @@ def test_shards_are_read_through_any_fsspec_url(shards):
 def test_an_unknown_split_names_those_that_exist(shards):
     with pytest.raises(ValueError, match="no split 'dev'; they have train, validation, test"):
         read_manifest(str(shards)).split("dev")
+
+
+def test_shards_of_incomplete_products_have_no_fault(tmp_path):
+    """Without a category (label -1), without text, with one modality alone, and with nothing shared."""
+    items = [record(number) for number in range(8)]
+    items.append(record(8, category=None, attributes={}))
+    items.append(record(9, title="", description="", i18n={}, attributes={}, images=[], videos=["media/9.mp4"]))
+    build_shards(write_catalogue(tmp_path / "catalogue", items), tmp_path / "out", BuildOptions(ratios=(1.0, 0.0, 0.0)))
+    assert (
+        -1
+        in read_index(str(tmp_path / "out"), read_manifest(str(tmp_path / "out")).splits["train"].shards[0])[
+            "label"
+        ].to_pylist()
+    )
+    assert faults(tmp_path / "out") == ""
+
+
+def test_keys_must_ascend_and_have_no_dot(shards):
+    """Readers of WebDataset split a member's name at its first dot."""
+
+    def change(rows):
+        rows[1]["key"] = rows[0]["key"]
+        rows[2]["key"] = f"{rows[2]['key']}.a"
+
+    rows = pq.read_table(shards / "train/000000.index.parquet").to_pylist()
+    edit_index(shards, "train/000000", change)
+    found = faults(shards)
+    assert f"product {rows[1]['id']!r}: key {rows[0]['key']!r} does not ascend or has a dot" in found
+    assert f"product {rows[2]['id']!r}: key '{rows[2]['key']}.a' does not ascend or has a dot" in found
+    assert found.count("does not ascend") == 2
+
+
+def test_a_member_of_no_product_is_found(shards):
+    with tarfile.open(shards / "train/000000.tar", "a") as tar:
+        tar.addfile(tarfile.TarInfo("zzz.image.0.jpg"))
+    resign(shards, "train/000000")
+    assert faults(shards).splitlines() == [
+        f"{shards}/train/000000.tar: member zzz.image.0.jpg is in no product of the index"
+    ]
+
+
+def test_a_product_whose_index_has_no_member_is_found(shards):
+    product = first_row(shards)["id"]
+    edit_index(shards, "train/000000", lambda rows: rows[0]["members"].clear())
+    assert f"product {product!r}: has no member" in faults(shards)
+
+
+def test_a_file_that_is_no_tar_is_one_fault_and_others_are_still_read(shards):
+    (shards / "train/000000.tar").write_bytes(b"x" * 2048)
+    resign(shards, "train/000000")
+    found = faults(shards).splitlines()
+    assert len(found) == 1 and "train/000000.tar: not readable as a tar" in found[0]
+
+
+def test_columns_of_another_version_are_found(shards):
+    path = shards / "train/000000.index.parquet"
+    pq.write_table(pq.read_table(path).drop(["table_chars"]), path)
+    resign(shards, "train/000000")
+    assert "train/000000.index.parquet: columns are not those of" in faults(shards)
+
+
+def test_a_record_without_a_field_is_malformed(shards):
+    def change(item):
+        item["titel"] = item.pop("title")
+
+    product = forge_record(shards, "train/000000", change)
+    assert f"product {product!r}: {first_row(shards)['key']}.json is malformed (KeyError('title'))" in faults(shards)
+
+
+def test_categories_must_be_ordered_by_their_frequency_in_train(shards):
+    def swap(tree):
+        first, second, *rest = tree["categories"]
+        tree["categories"] = [second, first, *rest]
+
+    def change(rows):
+        for row in rows:
+            row["label"] = {0: 1, 1: 0}.get(row["label"], row["label"])
+
+    edit_manifest(shards, swap)
+    for split in read_manifest(str(shards)).splits.values():
+        for entry in split.shards:
+            edit_index(shards, entry.name, change)
+    assert faults(shards) == f"{shards}/manifest.json: categories are not ordered by their frequency in train"
+
+
+@pytest.mark.parametrize("name", ["train/000009.tar", "test/000009.index.parquet", "train/000000.tar.part"])
+def test_files_that_a_glob_would_read_are_found(shards, name):
+    (shards / name).write_bytes(b"")
+    assert faults(shards) == f"{shards}/{name}: not in the manifest; remove it or build the shards again"
+
+
+def test_the_hash_of_a_manifest_is_that_of_its_file_however_old(shards):
+    """Checkpoints name their data by it, so how the file is written must not change."""
+    path = shards / "manifest.json"
+    tree = json.loads(path.read_text())
+    written = json.dumps({**tree, "source": {"catalogue": "台灯", "sha256": "0"}}, indent=1, ensure_ascii=False) + "\n"
+    path.write_text(written)
+    assert read_manifest(str(shards)).hash == hashlib.sha256(written.encode()).hexdigest()
