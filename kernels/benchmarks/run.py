@@ -46,11 +46,9 @@ def run_case(case: Case, device: torch.device, repeats: int, ceilings: Ceilings)
             ours = ours or p50
             row = Row(case.op, provider.name, mode, case.parameters, p20, p50, p80, peak)
             row = with_roofline(row, case.work.get(mode), ceilings)
+            times = f"{p50:9.3f} ms [{p20:.3f}, {p80:.3f}]  {p50 / ours:5.2f} x ours"
             share = "" if row.roofline_share is None else f", {row.roofline_share:6.1%} of the roofline"
-            print(
-                f"  {mode:<8} {provider.name:<20} {p50:9.3f} ms [{p20:.3f}, {p80:.3f}]  {p50 / ours:5.2f} x ours{share}",
-                flush=True,
-            )
+            print(f"  {mode:<8} {provider.name:<20} {times}{share}", flush=True)
             rows.append(row)
     return rows
 
