@@ -132,6 +132,7 @@ def main() -> int:
         from m5ds.kernels.benchmarks.plot import draw
 
         draw(options.csv, options.plot)
+    print(f"every provider agreed with ours; times are in {options.csv}")
     return 0
 
 
