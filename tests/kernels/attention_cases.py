@@ -1,4 +1,4 @@
-"""Layouts, visibility presets and the comparison that the attention tests share. M modalities as in the paper: five."""
+"""Layouts and visibility presets that the attention tests share. M modalities as in the paper: five."""
 
 import torch
 from torch import Tensor
@@ -53,15 +53,3 @@ def run_with_gradients(op, qkv_grad: tuple[Tensor, ...]) -> dict[str, Tensor]:
     out = op(q, k, v)
     dq, dk, dv = torch.autograd.grad(out, (q, k, v), grad)
     return {"out": out.detach(), "dq": dq, "dk": dk, "dv": dv}
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Root mean square of the difference over that of `expected`, in float64; NaN counts as infinite."""
-    difference = (actual.double() - expected.double()).norm()
-    error = float(difference / expected.double().norm().clamp(min=1e-30))
-    return error if error == error else float("inf")
-
-
-def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    errors = {name: relative_error(actual[name], expected[name]) for name in expected}
-    assert all(error < tolerance for error in errors.values()), errors

@@ -99,9 +99,3 @@ def gradients(x_TD: torch.Tensor, inputs: list[EmbedInput]) -> dict[str, torch.T
     tensors = named(inputs)
     grads = torch.autograd.grad((x_TD * weight_TD).sum(), list(tensors.values()), allow_unused=True)
     return dict(zip(tensors, grads, strict=True))
-
-
-def relative_rms(got: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Root-mean-square error relative to the wanted values' root mean square; zeros must be met exactly."""
-    error, size = (got.double() - wanted.double()).norm().item(), wanted.double().norm().item()
-    return error / size if size else error

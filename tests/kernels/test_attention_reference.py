@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from attention_cases import VISIBILITY, M, assert_close, make_layout, make_qkv, random_matrix, run_with_gradients
+from attention_cases import VISIBILITY, M, make_layout, make_qkv, random_matrix, run_with_gradients
+from closeness import assert_close
 
 from m5ds.kernels.cross_modal_attention import cross_modal_attention
 from m5ds.model.fusion import visibility_matrix

@@ -6,12 +6,12 @@ from attention_cases import (
     VISIBILITY,
     M,
     all_patterns,
-    assert_close,
     make_layout,
     make_qkv,
     random_matrix,
     run_with_gradients,
 )
+from closeness import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from m5ds.kernels.cross_modal_attention import cross_modal_attention, plan

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from closeness import assert_close
 from contrastive_cases import PAIRS_ALL, PAIRS_CHAIN, cancelling_case, case, gradients, lonely_case, without_weights
-from embed_cases import all_patterns, relative_rms
+from embed_cases import all_patterns
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from m5ds.kernels.dispatch import last_path
@@ -33,12 +34,9 @@ def test_torch_path_agrees_with_float64_reference(
     want = presence_contrastive(**exact, pairs=pairs, path="reference")
     got = presence_contrastive(**arguments, pairs=pairs)
     assert last_path("presence_contrastive") == "torch"
-    assert relative_rms(got, want) < tolerance
-    wanted = gradients(want, exact)
-    for name, grad in gradients(got, arguments).items():
-        assert grad is not None, name
-        assert grad.dtype == arguments[name].dtype, name
-        assert relative_rms(grad, wanted[name]) < tolerance, name
+    grads = gradients(got, arguments)
+    assert_close({"loss": got, **grads}, {"loss": want, **gradients(want, exact)}, tolerance)
+    assert all(grad.dtype == arguments[name].dtype for name, grad in grads.items())
 
 
 @pytest.mark.parametrize("path", ["reference", "torch"])
@@ -60,9 +58,7 @@ def test_chunks_change_nothing_but_rounding(monkeypatch: pytest.MonkeyPatch) -> 
     whole_grads = gradients(whole, arguments)
     monkeypatch.setattr(torch_path, "_CHUNK_LOGITS", 1)
     chunked = presence_contrastive(**arguments, pairs=PAIRS_ALL)
-    torch.testing.assert_close(chunked, whole, rtol=1e-12, atol=0)
-    for name, grad in gradients(chunked, arguments).items():
-        torch.testing.assert_close(grad, whole_grads[name], rtol=1e-10, atol=1e-12)
+    assert_close({"loss": chunked, **gradients(chunked, arguments)}, {"loss": whole, **whole_grads}, 1e-12)
 
 
 def test_ranks_add_up_to_one_process() -> None:
@@ -114,7 +110,7 @@ def test_gradients_that_cancel_keep_their_digits(kind: str) -> None:
     got = gradients(presence_contrastive(**arguments, pairs=PAIRS_CHAIN, path="torch"), arguments)
     # Alike, a key's gradient depends on logits beyond their last float32 digit, whatever computes it.
     for name in ("features_BMD",) if kind == "alike" else ("features_BMD", "keys_CMD"):
-        assert relative_rms(got[name], wanted[name]) < 3e-4, name
+        assert_close({name: got[name]}, {name: wanted[name]}, 3e-4)
 
 
 @pytest.mark.parametrize("path", ["reference", "torch"])

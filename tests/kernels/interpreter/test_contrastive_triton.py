@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from closeness import assert_close
 from contrastive_cases import PAIRS_ALL, PAIRS_CHAIN, cancelling_case, case, gradients, lonely_case, without_weights
-from embed_cases import all_patterns, relative_rms
+from embed_cases import all_patterns
 
 from m5ds.kernels.dispatch import last_path
 from m5ds.kernels.presence_contrastive import presence_contrastive
@@ -26,12 +27,9 @@ def _agree(arguments: dict[str, torch.Tensor], pairs: tuple[tuple[int, int], ...
     got = presence_contrastive(**arguments, pairs=pairs, path="triton")
     assert last_path("presence_contrastive") == "triton"
     assert got.dtype == torch.float32
-    assert relative_rms(got, want) < _TOLERANCE[dtype]
-    wanted = gradients(want, exact)
-    for name, grad in gradients(got, arguments).items():
-        assert grad is not None, name
-        assert grad.dtype == arguments[name].dtype, name
-        assert relative_rms(grad, wanted[name]) < _TOLERANCE[dtype], name
+    grads = gradients(got, arguments)
+    assert_close({"loss": got, **grads}, {"loss": want, **gradients(want, exact)}, _TOLERANCE[dtype])
+    assert all(grad.dtype == arguments[name].dtype for name, grad in grads.items())
 
 
 @pytest.mark.parametrize("dtype", list(_TOLERANCE))
@@ -74,7 +72,7 @@ def test_logits_far_below_zero_stay_finite() -> None:
     arguments["logit_scale"] = torch.tensor(100.0, requires_grad=True)
     arguments = without_weights(arguments)
     loss_P2 = presence_contrastive(**arguments, pairs=PAIRS_ALL, path="triton")
-    assert relative_rms(loss_P2, presence_contrastive(**arguments, pairs=PAIRS_ALL, path="reference")) < 1e-5
+    assert_close(loss_P2, presence_contrastive(**arguments, pairs=PAIRS_ALL, path="reference"), 1e-5)
     assert all(grad.isfinite().all() for grad in gradients(loss_P2, arguments).values())
 
 
@@ -96,7 +94,7 @@ def test_gradients_that_cancel_keep_their_digits(kind: str) -> None:
     got = gradients(presence_contrastive(**arguments, pairs=PAIRS_CHAIN, path="triton"), arguments)
     # Alike, a key's gradient depends on logits beyond their last float32 digit, whatever computes it.
     for name in ("features_BMD",) if kind == "alike" else ("features_BMD", "keys_CMD"):
-        assert relative_rms(got[name], wanted[name]) < 3e-4, name
+        assert_close({name: got[name]}, {name: wanted[name]}, 3e-4)
 
 
 @pytest.mark.parametrize("num_products", [0, 3])

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 import torch
-from embed_cases import KINDS, all_patterns, case, gradients, named, relative_rms
+from closeness import assert_close
+from embed_cases import KINDS, all_patterns, case, gradients, named
 
 from m5ds.kernels import philox
 from m5ds.kernels.dispatch import force_path, last_path
@@ -31,12 +32,9 @@ def _agree(
     assert got.dtype == dtype
     for m, kind in enumerate(KINDS):
         assert torch.equal(got_masks[m], want_masks[m]), kind
-    assert relative_rms(got, want) < _TOLERANCE[dtype]
-    wanted = gradients(want, exact)
-    for name, grad in gradients(got, inputs).items():
-        assert grad is not None, name
-        assert grad.dtype == dtype, name
-        assert relative_rms(grad, wanted[name]) < _TOLERANCE[dtype], name
+    grads = gradients(got, inputs)
+    assert_close({"out": got, **grads}, {"out": want, **gradients(want, exact)}, _TOLERANCE[dtype])
+    assert {grad.dtype for grad in grads.values()} == {dtype}
 
 
 @pytest.mark.parametrize("dtype", list(_TOLERANCE))
@@ -122,7 +120,7 @@ def test_frozen_tables_and_shared_tables() -> None:
         torch.autograd.grad(embed_modalities(inputs, layout, seed=5, eps=1e-5, path=path)[0].pow(3).sum(), table)[0]
         for path in ("torch", "triton")
     ]
-    assert relative_rms(*grads) < 1e-5
+    assert_close(*grads, 1e-5)
 
 
 def test_operator_passes_opcheck() -> None:
