@@ -25,7 +25,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--ds_config",
         default="configs/zero3.json",
-        help="DeepSpeed's JSON; classification only (default: ZeRO-3, bf16)",
+        help="DeepSpeed's JSON; classification only (default: ZeRO-3)",
     )
     parser.add_argument(
         "--resume", default="none", metavar="auto|none|PATH", help="classification only, as in pretraining"

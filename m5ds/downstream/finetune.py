@@ -19,6 +19,7 @@ from m5ds.model.masking import PRODUCTS
 from m5ds.train import checkpoint, distributed, ds_config, run_directory, sources, start, tags
 from m5ds.train.faults import BadMediaBudget
 from m5ds.train.monitor import Monitor
+from m5ds.train.precision import Precision
 from m5ds.train.step import TrainStep, take
 from m5ds.train.stopping import StopRequest
 
@@ -43,7 +44,7 @@ class FinetuneJob:
     classes: ClassChoice
     model: ProductClassifier
     engine: Any
-    precision: str
+    precision: Precision
     total_steps: int
     facts: dict[str, Any]
     budget: BadMediaBudget
@@ -111,7 +112,7 @@ def prepare(
         classes=classes,
         model=model,
         engine=deepspeed_engine,
-        precision=ds.precision,
+        precision=planned.precision,
         total_steps=planned.total_steps,
         facts=planned.facts,
         budget=BadMediaBudget(directory / "bad_media.jsonl", config.data.max_bad_fraction, counts),
@@ -141,7 +142,9 @@ def finetune(job: FinetuneJob, monitor: Monitor, stop: StopRequest) -> int:
     With `classification.patience` the best checkpoint by validation accuracy is kept under `best/`.
     """
     train, patience = job.config.train, job.settings.classification.patience
-    step = FinetuneStep(job.engine, job.model, seed=job.config.seed, precision=job.precision, directory=job.directory)
+    step = FinetuneStep(
+        job.engine, job.model, seed=job.config.seed, precision=job.precision.name, directory=job.directory
+    )
     job.engine.train()
     batches = job.sources.training.steps(job.step * train.global_batch_size, num_steps=job.total_steps - job.step)
     while job.step < job.total_steps and not (patience and job.worse >= patience):
@@ -235,7 +238,7 @@ def describe(job: FinetuneJob) -> str:
         f"classification -> {job.directory}\n"
         f"  {int((job.classes.count_C > 0).sum())} categories{dropped}; {int(job.classes.count_C.sum())} labelled"
         f" products\n  tuning {job.model.tuning}: {trained / 1e6:.2f} of {whole / 1e6:.2f} M parameters;"
-        f" steps {job.step} to {job.total_steps}"
+        f" steps {job.step} to {job.total_steps}\n  {job.precision}, on {job.engine.device}"
     )
 
 

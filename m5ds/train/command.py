@@ -33,7 +33,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--config", default="configs/run/quickstart.yaml", help="the run YAML (default: the quickstart)"
     )
-    parser.add_argument("--ds_config", default="configs/zero3.json", help="DeepSpeed's JSON (default: ZeRO-3, bf16)")
+    parser.add_argument("--ds_config", default="configs/zero3.json", help="DeepSpeed's JSON (default: ZeRO-3)")
     parser.add_argument(
         "--resume",
         default="none",
@@ -154,7 +154,7 @@ def prepare(
         sources=opened,
         model=model,
         engine=deepspeed_engine,
-        precision=ds.precision,
+        precision=planned.precision,
         total_steps=planned.total_steps,
         step=found.state["step"] if found else 0,
         facts=planned.facts,

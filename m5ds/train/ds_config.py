@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from m5ds.config import ConfigError, RunConfig, TrainConfig
-
-AUTO = "auto"
+from m5ds.train.precision import AUTO, HALF
 
 _SHARED = {
     "train_batch_size": "global_batch_size",
@@ -78,11 +77,6 @@ class DeepSpeedJson:
     def stage(self) -> int:
         return int(self.tree.get("zero_optimization", {}).get("stage", 0))
 
-    @property
-    def precision(self) -> str:
-        """`bf16`, `fp16` or `fp32`."""
-        return next((name for name in ("bf16", "fp16") if self.tree.get(name, {}).get("enabled")), "fp32")
-
 
 def read(path: str | Path) -> DeepSpeedJson:
     """The JSON file, its keys checked against what DeepSpeed knows and what this project owns.
@@ -107,10 +101,11 @@ def read(path: str | Path) -> DeepSpeedJson:
             raise ConfigError(f"{path}: {section} must be an object, got {tree[section]!r}")
     if "type" not in tree.get("optimizer", {}):
         raise ConfigError(f'{path}: optimizer.type is missing; for instance "AdamW"')
-    for precision in ("bf16", "fp16"):
-        if not isinstance(tree.get(precision, {}).get("enabled", False), bool):
-            raise ConfigError(f"{path}: {precision}.enabled must be true or false: this file owns the precision")
-    if tree.get("bf16", {}).get("enabled") and tree.get("fp16", {}).get("enabled"):
+    asked = [tree.get(half, {}).get("enabled", False) for half in HALF]
+    for half, value in zip(HALF, asked, strict=True):
+        if not isinstance(value, bool) and value != AUTO:
+            raise ConfigError(f'{path}: {half}.enabled must be true, false or "auto", got {value!r}')
+    if all(value is True for value in asked):
         raise ConfigError(f"{path}: bf16.enabled and fp16.enabled are both true; choose one")
     if tree.get("checkpoint", {}).get("load_universal"):
         raise ConfigError(f"{path}: remove checkpoint.load_universal: --resume decides what is loaded")
@@ -182,14 +177,16 @@ def merge(ds: DeepSpeedJson, run: Run, run_path: str, given: frozenset[str]) -> 
     return dataclasses.replace(changed, train=dataclasses.replace(run.train, **changes)) if changes else run
 
 
-def resolve(ds: DeepSpeedJson, run: RunConfig, *, world_size: int, total_steps: int, cpu: bool) -> dict[str, Any]:
+def resolve(
+    ds: DeepSpeedJson, run: RunConfig, *, world_size: int, total_steps: int, cpu: bool, precision: str
+) -> dict[str, Any]:
     """The dict for `deepspeed.initialize`: every `"auto"` replaced. `run` is what `merge` returned.
+
+    `precision` is what m5ds/train/precision.py chose: `bf16`, `fp16` or `fp32`.
 
     Raises ConfigError: batch that the ranks do not divide, a derived value that contradicts, an `"auto"` that stays.
     """
     train = run.train
-    if cpu and ds.precision == "fp16":
-        raise ConfigError(f"{ds.path}: fp16.enabled needs a GPU; use bf16 here, as configs/zero3.json does")
     slots = world_size * train.accumulation
     if train.global_batch_size % slots:
         raise ConfigError(
@@ -223,6 +220,9 @@ def resolve(ds: DeepSpeedJson, run: RunConfig, *, world_size: int, total_steps: 
     for key, value in _bucket_sizes(run.model.hidden_size).items():
         if _get(tree, f"zero_optimization.{key}") == AUTO:
             _set(tree, f"zero_optimization.{key}", value)
+    for half in HALF:
+        if half in tree:
+            tree[half]["enabled"] = half == precision
     tree.setdefault("steps_per_print", 2**31)
     _refuse_auto(ds.path, tree, "")
     return tree

@@ -12,6 +12,7 @@ from m5ds.model.m5mmt import M5ForPretraining
 from m5ds.train import checkpoint, distributed, engine, flops, tags
 from m5ds.train.faults import BadMediaBudget
 from m5ds.train.monitor import Monitor
+from m5ds.train.precision import Precision
 from m5ds.train.sources import Sources
 from m5ds.train.step import TrainStep, take
 from m5ds.train.stopping import StopRequest
@@ -27,7 +28,7 @@ class Job:
     sources: Sources
     model: M5ForPretraining
     engine: Any
-    precision: str
+    precision: Precision
     total_steps: int
     step: int
     """Updates done."""
@@ -48,7 +49,7 @@ def train(job: Job, monitor: Monitor, stop: StopRequest) -> int:
     Raises RankError for a user's error on any rank and Diverged for a loss that is not finite, both on every rank.
     """
     train_config = job.config.train
-    step = TrainStep(job.engine, job.model, seed=job.config.seed, precision=job.precision, directory=job.directory)
+    step = TrainStep(job.engine, job.model, seed=job.config.seed, precision=job.precision.name, directory=job.directory)
     meter = Meter(job)
     if job.step == 0 and job.last_tag is None:
         _validate(job, monitor, stop)

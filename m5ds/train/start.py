@@ -8,6 +8,7 @@ import torch
 
 from m5ds.config import RunConfig
 from m5ds.train import checkpoint, distributed, ds_config, engine, reshard, run_directory, runtime
+from m5ds.train.precision import Precision, choose
 from m5ds.train.sources import Sources
 
 
@@ -18,6 +19,7 @@ class Plan:
     total_steps: int
     resolved: dict[str, Any]
     """DeepSpeed's JSON with every value filled in."""
+    precision: Precision
     facts: dict[str, Any]
     """What a checkpoint's state says besides the step (checkpoint.check_same_run)."""
 
@@ -47,17 +49,23 @@ def plan(
     found: checkpoint.Found | None,
     **more_facts: Any,
 ) -> Plan:
-    """Steps, DeepSpeed's configuration and the checkpoint's facts. `ValueError`: `found` is of another run."""
+    """Steps, DeepSpeed's configuration and the checkpoint's facts. Collective.
+
+    `ValueError`: `found` is of another run, or the JSON asks for what the devices or the batch do not allow.
+    """
     train = config.train
     epochs = train.epochs or 0  # exactly one of total_steps and epochs is set
     total_steps = train.total_steps or max(1, epochs * opened.training.num_products // train.global_batch_size)
     world_size, on_cpu = distributed.world_size(), not torch.cuda.is_available()
-    resolved = ds_config.resolve(ds, config, world_size=world_size, total_steps=total_steps, cpu=on_cpu)
+    precision = choose(ds.tree, ds.path, found.state["precision"] if found else None)
+    resolved = ds_config.resolve(
+        ds, config, world_size=world_size, total_steps=total_steps, cpu=on_cpu, precision=precision.name
+    )
     facts = {
         "config": config.to_dict(),
         "world_size": world_size,
         "zero_stage": ds.stage,
-        "precision": ds.precision,
+        "precision": precision.name,
         "shards": opened.shards,
         "manifest_hash": opened.manifest_hash,
         "code_version": runtime.code_version(),
@@ -67,7 +75,7 @@ def plan(
         changed = checkpoint.check_same_run(found, facts, world_size)
         if distributed.rank() == 0:
             print(f"resuming {found.root / found.tag}" + "".join(f"\n  changed {line}" for line in changed), flush=True)
-    return Plan(total_steps=total_steps, resolved=resolved, facts=facts)
+    return Plan(total_steps=total_steps, resolved=resolved, precision=precision, facts=facts)
 
 
 def start_engine(model: Any, config: RunConfig, planned: Plan, found: checkpoint.Found | None) -> Any:
