@@ -53,14 +53,9 @@ class Taken:
 
 
 def resolved_configuration(config: RunConfig, precision: str, total_steps: int) -> dict[str, Any]:
-    """DeepSpeed's dict for one rank: configs/zero3.json, or zero3_fp16.json, in the precision asked for."""
-    ds = ds_config.read(ROOT / "configs" / ("zero3_fp16.json" if precision == "fp16" else "zero3.json"))
-    tree = {key: value for key, value in ds.tree.items() if precision == "fp16" or key not in ("bf16", "fp16")}
-    if precision == "bf16":
-        tree["bf16"] = {"enabled": True}
-    on_cpu = not torch.cuda.is_available()
-    ds = dataclasses.replace(ds, tree=tree)
-    return ds_config.resolve(ds, config, world_size=1, total_steps=total_steps, cpu=on_cpu)
+    """DeepSpeed's dict for one rank: configs/zero3.json in the precision asked for."""
+    ds, on_cpu = ds_config.read(ROOT / "configs/zero3.json"), not torch.cuda.is_available()
+    return ds_config.resolve(ds, config, world_size=1, total_steps=total_steps, cpu=on_cpu, precision=precision)
 
 
 class Trainer:
