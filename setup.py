@@ -1,8 +1,8 @@
 """Installs `m5ds` and, from the top-level folder `kernels/`, `m5ds.kernels` (docs/dependencies.md says why).
 
-Ranges, so that it can stand beside other libraries: a lower bound is the oldest version that was tried or the first with
-what we call; an upper one stands only where a newer version is known not to work. `make install` adds `--constraint
-constraints.txt` and so gets exactly the versions that the tests run with.
+Ranges, so that it can stand beside other libraries: a lower bound is the oldest version that was tried; an upper one
+stands only where a newer version is known not to work. `make install` adds `--constraint constraints.txt` and so gets
+exactly the versions that the tests run with.
 """
 
 from pathlib import Path

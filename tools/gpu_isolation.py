@@ -34,20 +34,28 @@ def with_requirements(names: set[str]) -> set[str]:
     return found
 
 
+def modules_of(distribution: importlib.metadata.Distribution) -> set[str]:
+    """Its modules down to the second level, as distributions share a namespace such as `nvidia`."""
+    code = (file for file in distribution.files or () if file.suffix == ".py" or ".so" in file.name)
+    names = (tuple(part.split(".")[0] for part in file.parts[:2]) for file in code)
+    return {".".join(parts[:depth]) for parts in names for depth in (1, 2)}
+
+
 class Filtered:
-    """Stands in the path finder's place: top-level modules and metadata of hidden distributions do not exist."""
+    """Stands in the path finder's place: modules and metadata of hidden distributions do not exist."""
 
     def __init__(self, allowed: set[str], added: list[str]) -> None:
-        owners = importlib.metadata.packages_distributions()
         self.allowed, self.added = allowed, added
-        self.hidden = {
-            module for module, names in owners.items() if not {canonical(name) for name in names} & allowed
-        } - set(sys.stdlib_module_names)
+        owned: dict[bool, set[str]] = {True: set(sys.stdlib_module_names), False: set()}
+        for found in importlib.metadata.distributions():
+            owned[canonical(found.metadata["Name"]) in allowed] |= modules_of(found)
+        self.hidden = owned[False] - owned[True]
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
-        if "." not in name and name in self.hidden:
-            return PathFinder.find_spec(name, self.added, target)
-        return PathFinder.find_spec(name, path, target)
+        if name not in self.hidden:
+            return PathFinder.find_spec(name, path, target)
+        inside = [entry for entry in path or () if entry.startswith(tuple(self.added))]
+        return PathFinder.find_spec(name, inside if "." in name else self.added, target)
 
     def find_distributions(self, context: Any) -> Iterator[importlib.metadata.Distribution]:
         for found in importlib.metadata.MetadataPathFinder.find_distributions(context):

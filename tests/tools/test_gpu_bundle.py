@@ -79,6 +79,10 @@ def test_isolation_hides_what_is_installed_but_not_granted():
     assert granted.returncode == 0, granted.stderr
     hidden = subprocess.run([sys.executable, program, "tqdm", "hjson"], capture_output=True, text=True, timeout=60)
     assert "No module named 'hjson'" in hidden.stderr
+    shared = "import sys; sys.path.insert(0, 'tools'); import gpu_isolation as g; "
+    shared += "f = g.Filtered({'nvidia-nvjpeg-cu12'}, []); print('nvidia' in f.hidden, 'nvidia.dali' in f.hidden)"
+    done = subprocess.run([sys.executable, "-c", shared], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["False", "True"]
 
 
 def test_a_folder_that_holds_something_is_refused(tmp_path, monkeypatch):
