@@ -12,7 +12,7 @@ export TORCH_EXTENSIONS_DIR ?= $(VENV)/torch_extensions
 export PATH := $(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install pretrain test test-fast test-interpreter test-cpus test-slow test-all lint format downstream bench aot gpu-smoke clean
+.PHONY: install pretrain test test-fast test-interpreter test-cpus test-slow test-all lint format downstream bench aot gpu-check test-versions test-pythons clean
 
 install: $(STAMP)
 
@@ -22,7 +22,7 @@ $(STAMP): setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" "$$(grep '^numpy==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[dali-$(DALI),dev]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --constraint constraints.txt -e ".[train,dali-$(DALI),dev]"
 	touch $(STAMP)
 
 pretrain: install
@@ -82,6 +82,27 @@ bench: install
 aot: install
 	python kernels/aot.py --targets sm_80,sm_90,sm_100
 
-# The one command that the first owner of GPUs runs: two-rank NCCL, GPU decode against CPU decode, the `gpu` tests.
-gpu-smoke: install
-	python tools/gpu_smoke.py
+# One CUDA GPU, within nine minutes; needs no network, no DALI and no installation (CHECK="--bundle FOLDER --all ...").
+gpu-check:
+	$(if $(wildcard $(STAMP)),python,$(PYTHON)) tools/gpu_check.py $(CHECK)
+
+# Kernels, model and training with other versions than the pins, in a virtual environment of their own. It downloads
+# gigabytes: PyPI's torch brings CUDA along. For instance make test-versions PYTHON=python3.13 VERSIONS=constraints.txt
+VERSIONS ?= constraints-oldest.txt
+OTHER := $(CURDIR)/.venv-versions
+test-versions:
+	$(PYTHON) -m venv --clear $(OTHER)
+	$(OTHER)/bin/python -m pip install --quiet --upgrade pip setuptools wheel pytest pytest-timeout pytest-xdist hypothesis
+	$(OTHER)/bin/python -m pip install --quiet $$(grep -E '^(torch|numpy|triton)==' $(VERSIONS))
+	$(OTHER)/bin/python -m pip install --quiet --no-build-isolation --constraint $(VERSIONS) -e ".[train,dali-$(DALI)]"
+	PATH=$(OTHER)/bin:$$PATH python -m pytest -q -m "not slow" tests/kernels tests/model tests/train --ignore=tests/kernels/interpreter
+	PATH=$(OTHER)/bin:$$PATH TRITON_INTERPRET=1 python -m pytest -q -m "not slow" tests/kernels/interpreter
+	PATH=$(OTHER)/bin:$$PATH python m5ds/pretrain.py --ds_config configs/zero3.json name=versions
+
+# Whether the other Pythons can read our files. It says nothing of what runs there: that is what test-versions is for.
+test-pythons:
+	@for python in python3.12 python3.13; do \
+	  if $$python -c "" 2>/dev/null; then \
+	    PYTHONPYCACHEPREFIX=$$(mktemp -d) $$python -m compileall -q m5ds kernels tools tests && echo "$$python compiles every file"; \
+	  else echo "SKIPPED: $$python is not on this machine, nothing was tried with it"; fi || exit 1; \
+	done

@@ -1,56 +1,59 @@
-"""Installs `m5ds` and, from the top-level folder `kernels/`, `m5ds.kernels` (docs/dependencies.md says why)."""
+"""Installs `m5ds` and, from the top-level folder `kernels/`, `m5ds.kernels` (docs/dependencies.md says why).
+
+Ranges, so that it can stand beside other libraries: a lower bound is the oldest version that was tried; an upper one
+stands only where a newer version is known not to work. `make install` adds `--constraint constraints.txt` and so gets
+exactly the versions that the tests run with.
+"""
 
 from pathlib import Path
 
 from setuptools import setup
 
 HERE = Path(__file__).parent
-PINS = {
-    line.split("==")[0].strip(): line.strip()
-    for line in (HERE / "constraints.txt").read_text().splitlines()
-    if line.strip() and not line.startswith("#")
-}
 
+# What a trained model needs: embed products, search them, export.
 CORE = [
-    "torch",
-    "deepspeed",
-    "transformers",
-    "accelerate",
-    "webdataset",
-    "triton",
-    "sentencepiece",
-    "tensorboard",
-    "av",
-    "pyarrow",
-    "fsspec",
-    "omegaconf",
-    "pydantic",
-    "numpy",
-    "pillow",
-    "tqdm",
-    "psutil",
-    "matplotlib",
-    "safetensors",
+    "torch>=2.11",
+    "triton>=3.6",
+    "transformers>=5.17",
+    "safetensors>=0.8",
+    "sentencepiece>=0.2.2",
+    "omegaconf>=2.4",
+    "pydantic>=2.14",
+    "numpy>=2.4",
+    "pillow>=13",
+    "av>=18",
+    "pyarrow>=26",
+    "fsspec>=2026.9",
+    "tqdm>=4.70",
+    "faiss-cpu>=1.15",
+    "matplotlib>=3.11",
+    "scikit-learn>=1.9",
+    "scipy>=1.17",
 ]
-DOWNSTREAM = ["scikit-learn", "scipy", "faiss-cpu", "peft", "pandas"]
+# Pretraining and finetuning, and the shards that they read.
+TRAIN = [
+    "deepspeed>=0.19.8",
+    "accelerate>=1.15",
+    "webdataset>=1.0.2",
+    "tensorboard>=2.21",
+    "psutil>=7.2",
+    "peft>=0.21",
+    "pandas>=3.1",
+]
 DEVELOPMENT = [
-    "pytest",
-    "pytest-timeout",
-    "pytest-xdist",
-    "coverage",
+    "pytest>=9.2",
+    "pytest-timeout>=2.4",
+    "pytest-xdist>=3.8",
+    "coverage>=7.17",
     "ruff",
     "mypy",
     "codespell",
-    "hypothesis",
+    "hypothesis>=6.170",
     "pre_commit",
-    "ranx",
-    "imageio-ffmpeg",
+    "ranx>=0.3.21",
+    "imageio-ffmpeg>=0.8",
 ]
-
-
-def pinned(names: list[str]) -> list[str]:
-    return [PINS[name] for name in names]
-
 
 setup(
     name="m5ds",
@@ -68,10 +71,11 @@ setup(
         *(f"m5ds.kernels.{path.parent.name}" for path in sorted((HERE / "kernels").glob("*/__init__.py"))),
     ],
     package_dir={"m5ds": "m5ds", "m5ds.kernels": "kernels"},
-    install_requires=pinned(CORE + DOWNSTREAM),
+    install_requires=CORE,
     extras_require={
-        "dali-cuda120": pinned(["nvidia-dali-cuda120"]),
-        "dali-cuda130": ["nvidia-dali-cuda130" + PINS["nvidia-dali-cuda120"].removeprefix("nvidia-dali-cuda120")],
-        "dev": pinned(DEVELOPMENT),
+        "train": TRAIN,
+        "dali-cuda120": ["nvidia-dali-cuda120>=2.4"],
+        "dali-cuda130": ["nvidia-dali-cuda130>=2.4"],
+        "dev": [*TRAIN, *DEVELOPMENT],
     },
 )

@@ -38,6 +38,10 @@ def choose_path(op: str, device: torch.device, path: str | None = None, availabl
         raise ValueError(
             f"path='triton' needs CUDA tensors, got {device}; on a CPU set TRITON_INTERPRET=1 before importing m5ds"
         )
+    if chosen == "triton" and interpreting():
+        from m5ds.kernels.compatibility import mend_interpreter  # imports Triton, which a CPU run does without
+
+        mend_interpreter()
     _last[op] = chosen
     return chosen
 

@@ -25,6 +25,16 @@ class Provider:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a problem asks of any implementation, whatever it does besides."""
+
+    bytes: int
+    """Inputs read once and outputs written once."""
+    flops: int
+    """Two per multiply-add of the matrix products; element-wise work is not counted."""
+
+
+@dataclass(frozen=True)
 class Estimate:
     """Closed-form traffic and work of one launch on a GPU."""
 
@@ -50,6 +60,8 @@ class Case:
     tolerance: float
     """Relative RMS error of outputs and gradients against the first provider."""
     estimates: list[Estimate] = field(default_factory=list)
+    work: dict[str, Work] = field(default_factory=dict)
+    """By mode (`timing.MODES`), of this problem on this device."""
 
 
 def forward_and_gradients(provider: Provider) -> list[Tensor]:

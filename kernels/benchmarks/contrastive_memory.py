@@ -29,7 +29,8 @@ _MIB = 2**20
 def measurements(device: torch.device, grid: str) -> Iterator[Row]:
     """A row a path and size. On a GPU: the allocator's peak, dense logits up to 16,384 products too."""
     for path in ("triton", "reference") if device.type == "cuda" else NAMES:
-        for num_products in SIZES["triton" if device.type == "cuda" else path][: 2 if grid == "quick" else None]:
+        sizes = SIZES["triton" if device.type == "cuda" else path]
+        for num_products in sizes[:2] if grid in ("quick", "short") else sizes:
             if device.type == "cuda":
                 mib, milliseconds = _on_gpu(path, num_products, device)
             else:

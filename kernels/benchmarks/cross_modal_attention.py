@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from m5ds.kernels.benchmarks.case import Case, Estimate, Provider
+from m5ds.kernels.benchmarks.roofline import dense_work
 from m5ds.kernels.cross_modal_attention import cross_modal_attention
 from m5ds.kernels.cross_modal_attention.costs import attention_cost
 from m5ds.kernels.cross_modal_attention.spec import AttentionSpec
@@ -40,6 +41,10 @@ def cases(device: torch.device, grid: str) -> Iterator[Case]:
     """Lengths x presence x visibility; on a CPU fewer products, and raw lengths whole only in the full grid."""
     if grid == "quick":
         yield _case(device, "paper", 0.5, "all", GPU_PRODUCTS if device.type == "cuda" else 2)
+        return
+    if grid == "short":
+        for lengths, presence in (("paper", 0.5), ("paper", 1.0), ("raw", 0.5), ("raw", 1.0)):
+            yield _case(device, lengths, presence, "all", GPU_PRODUCTS if device.type == "cuda" else 2)
         return
     for lengths in LENGTHS:
         for presence in (0.3, 0.5, 0.75, 1.0):
@@ -73,7 +78,17 @@ def _case(device: torch.device, lengths: str, presence: float, visibility: str, 
         [ours, *_peers(layout, LENGTHS[lengths], matrix, packed, visibility)],
         tolerance=2e-2 if dtype == torch.bfloat16 else 1e-5,
         estimates=closed_form(lengths, presence, visibility),
+        work=dense_work(ours, *_flops(layout, matrix, HEADS[lengths])),
     )
+
+
+def _flops(layout: PackedLayout, matrix: tuple, heads: tuple[int, int]) -> tuple[int, int]:
+    """Over visible pairs of rows: two products forward, five backward (the scores once more, as they are not kept)."""
+    length_BM = layout.seg_len_BM.cpu().double()
+    visible_MM = torch.tensor(matrix, dtype=torch.float64)
+    pairs = int(torch.einsum("bi,ij,bj->", length_BM, visible_MM, length_BM))
+    product = 2 * pairs * heads[0] * heads[1]
+    return 2 * product, 5 * product
 
 
 def make_layout(lengths: str, presence: float, num_products: int) -> PackedLayout:

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import embedding, layer_norm
 
 from m5ds.kernels import philox
-from m5ds.kernels.benchmarks.case import Case, Estimate, Provider
+from m5ds.kernels.benchmarks.case import Case, Estimate, Provider, Work
+from m5ds.kernels.benchmarks.roofline import both
 from m5ds.kernels.embed_modalities import EmbedInput, MaskSpec, draw_mask, embed_modalities, replace_tokens
 from m5ds.kernels.layout import PackedLayout
 
@@ -27,8 +28,8 @@ _EPS, _SEED = 1e-5, 0
 def cases(device: torch.device, grid: str) -> Iterator[Case]:
     """Lengths x presence; on a CPU fewer products, and raw lengths whole only in the full grid."""
     on_gpu = device.type == "cuda"
-    for lengths in ("paper",) if grid == "quick" else LENGTHS:
-        for presence in (0.75,) if grid == "quick" else (0.3, 0.5, 0.75, 1.0):
+    for lengths in {"quick": ("paper",), "short": ("paper", "raw")}.get(grid, LENGTHS):
+        for presence in (0.75,) if grid in ("quick", "short") else (0.3, 0.5, 0.75, 1.0):
             if grid != "default" or lengths != "raw" or presence == 0.75:
                 yield _case(device, lengths, presence, 256 if on_gpu else CPU_PRODUCTS[lengths])
 
@@ -58,6 +59,7 @@ def _case(device: torch.device, lengths: str, presence: float, num_products: int
         [Provider(name, fused, tuple(leaves), grad_TD), Provider("unfused torch", unfused, tuple(leaves), grad_TD)],
         tolerance=2e-2 if dtype == torch.bfloat16 else 1e-5,
         estimates=_estimates(inputs, layout, width),
+        work=_work(inputs, layout, width * dtype.itemsize),
     )
 
 
@@ -124,6 +126,14 @@ def _chain(item: EmbedInput, number: int, layout: PackedLayout) -> Tensor:
         x_RD = x_RD.index_put((is_content_R.nonzero()[:, 0],), x_ND)
         x_RD = torch.where(is_content_R[:, None], x_RD, item.cls_D)
     return layer_norm(x_RD + item.modality_D, x_RD.shape[1:], item.norm_weight_D, item.norm_bias_D, _EPS)
+
+
+def _work(inputs: list[EmbedInput], layout: PackedLayout, row: int) -> dict[str, Work]:
+    """`row` bytes a row. Forward: content in, rows out. Backward: both and the gradients of all leaves besides."""
+    content = sum(item.num_rows for item in inputs) * row
+    rows = layout.num_rows * row
+    gradients = sum(x.numel() * x.element_size() for item in inputs for x in item.floats().values())
+    return both(Work(content + rows, 0), Work(content + rows + gradients, 0))
 
 
 def _estimates(inputs: list[EmbedInput], layout: PackedLayout, width: int) -> list[Estimate]:

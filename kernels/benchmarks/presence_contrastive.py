@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from m5ds.kernels.benchmarks.case import Case, Estimate, Provider
+from m5ds.kernels.benchmarks.roofline import dense_work
 from m5ds.kernels.presence_contrastive import presence_contrastive
 
 PAIRS = {
@@ -21,9 +22,10 @@ PAIRS = {
 def cases(device: torch.device, grid: str) -> Iterator[Case]:
     """Batch sizes x pairs x presence. The dense peer's memory is quadratic: 16,384 products only on a GPU."""
     sizes = (1024, 4096, 16384) if device.type == "cuda" else (64, 256, 1024)
-    for num_products in sizes[:1] if grid == "quick" else sizes:
-        for pairs in ("chain",) if grid == "quick" else PAIRS:
-            for presence in (0.75,) if grid == "quick" else (0.5, 0.75, 1.0):
+    few = grid in ("quick", "short")
+    for num_products in sizes[: {"quick": 1, "short": 2}.get(grid)]:
+        for pairs in ("chain",) if few else PAIRS:
+            for presence in (0.75,) if few else (0.5, 0.75, 1.0):
                 if grid != "default" or pairs == "all":
                     yield _case(device, num_products, pairs, presence, 256)
 
@@ -46,19 +48,27 @@ def _case(device: torch.device, num_products: int, pairs: str, presence: float, 
     inputs = (features.requires_grad_(), scale.requires_grad_())
     grad_P2 = torch.full((len(PAIRS[pairs]), 2), 1.0 / num_products, device=device)
     name = "streaming (triton)" if device.type == "cuda" else "streaming (torch path)"
+    ours = Provider(name, run(None), inputs, grad_P2)
+    logits = sum(2 * n * n * width for n in _has_both(present_BM, PAIRS[pairs]))
     return Case(
         "presence_contrastive",
         {"products": num_products, "pairs": pairs, "presence": presence, "width": width, "dtype": str(dtype)},
-        [Provider(name, run(None), inputs, grad_P2), Provider("dense InfoNCE", run("reference"), inputs, grad_P2)],
+        [ours, Provider("dense InfoNCE", run("reference"), inputs, grad_P2)],
         tolerance=2e-2 if dtype == torch.bfloat16 else 1e-4,
         estimates=_estimates(present_BM, PAIRS[pairs], width),
+        # One product of logits serves both directions; the backward makes it once more, and one for each side.
+        work=dense_work(ours, logits, 3 * logits),
     )
+
+
+def _has_both(present_BM: Tensor, pairs: tuple[tuple[int, int], ...]) -> list[int]:
+    return [int((present_BM[:, i] & present_BM[:, j]).sum()) for i, j in pairs]
 
 
 def _estimates(present_BM: Tensor, pairs: tuple[tuple[int, int], ...], width: int) -> list[Estimate]:
     """bf16, tiles of 64. At least: features in (and gradients out) once, and the numbers per query."""
     num_products, num_modalities = present_BM.shape
-    has_both_P = [int((present_BM[:, i] & present_BM[:, j]).sum()) for i, j in pairs]
+    has_both_P = _has_both(present_BM, pairs)
     flops = sum(2 * 2 * n * n * width for n in has_both_P)
     tensor = num_products * num_modalities * width * 2
     per_query = 2 * len(pairs) * num_products * 4

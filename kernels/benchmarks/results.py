@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import triton
 
-COLUMNS = (
+_READ = (
     "op",
     "provider",
     "mode",
@@ -25,6 +25,7 @@ COLUMNS = (
     "versions",
     "time",
 )
+"""Columns that `read_rows` needs; the roofline's came later and tables do without."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,16 @@ class Row:
     p80_ms: float
     peak_mib: float
     """Memory beside the inputs; 0 where it was not measured."""
+    moved_mib: float | None = None
+    """What any implementation must read and write (`case.Work`); None, an empty cell, where the op has no roofline."""
+    gflop: float | None = None
+    copy_gb_s: float | None = None
+    """The device's own rates in this run (`roofline.Ceilings`)."""
+    matmul_tflop_s: float | None = None
+    bound_ms: float | None = None
+    """The slower of the two: bytes over the copy's rate, FLOPs over the matrix product's."""
+    roofline_share: float | None = None
+    """bound_ms over p50_ms: 1 is the device's best. Above 1 where the data stays in a cache."""
 
 
 def device_name(device: torch.device) -> str:
@@ -59,13 +70,18 @@ def append_rows(path: Path, rows: list[Row], device: torch.device) -> None:
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     for row in rows:
-        fields = vars(row) | {"parameters": json.dumps(row.parameters)}
+        fields = {k: "" if v is None else v for k, v in vars(row).items()} | {"parameters": json.dumps(row.parameters)}
         append_csv(path, {k: round(v, 4) if isinstance(v, float) else v for k, v in fields.items()} | stamp)
 
 
 def append_csv(path: Path, fields: dict[str, Any]) -> None:
-    """Append one row to a CSV, with its header where the file is new."""
+    """Append one row to a CSV, with its header where the file is new. `ValueError` where it has other columns."""
     new = not path.exists()
+    if not new:
+        with path.open(newline="") as file:
+            header = next(csv.reader(file), [])
+        if header != list(fields):
+            raise ValueError(f"{path}: its columns are not those of this program; name another file")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, list(fields))
@@ -79,7 +95,7 @@ def read_rows(path: Path) -> tuple[list[Row], str]:
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         found = list(reader)
-    if missing := set(COLUMNS) - set(reader.fieldnames or ()):
+    if missing := set(_READ) - set(reader.fieldnames or ()):
         raise ValueError(f"{path}: not a CSV of kernels/benchmarks/run.py, it lacks {', '.join(sorted(missing))}")
     if not found:
         raise ValueError(f"{path}: no rows")

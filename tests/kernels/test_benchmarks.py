@@ -2,16 +2,18 @@
 
 import csv
 import dataclasses
+import importlib
 
 import pytest
 import torch
 
-from m5ds.kernels.benchmarks import contrastive_memory, run
-from m5ds.kernels.benchmarks.case import Case, Estimate, Provider, percentiles, verify
+from m5ds.kernels.benchmarks import contrastive_memory, cross_modal_attention, run
+from m5ds.kernels.benchmarks.case import Case, Estimate, Provider, Work, percentiles, verify
 from m5ds.kernels.benchmarks.contrastive_memory import Allocated, counted_bytes
 from m5ds.kernels.benchmarks.cross_modal_attention import cases
 from m5ds.kernels.benchmarks.plot import draw
 from m5ds.kernels.benchmarks.results import Row, append_rows
+from m5ds.kernels.benchmarks.roofline import Ceilings, measure_ceilings
 from m5ds.kernels.benchmarks.tables import fill_page, tables_of
 from m5ds.kernels.benchmarks.timing import MODES
 
@@ -50,7 +52,7 @@ def test_rows_are_appended_under_one_header_and_drawn(tmp_path, capsys):
     case = Case("op", {"n": 4}, [provider("ours", 2.0), provider("peer", 2.0)], 1e-3, [Estimate("fwd", 10, 5, 7)])
     path = tmp_path / "results.csv"
     for _ in range(2):
-        append_rows(path, run.run_case(case, CPU, repeats=3), CPU)
+        append_rows(path, run.run_case(case, CPU, repeats=3, ceilings=Ceilings(1e9, 1e9)), CPU)
     run.print_estimates(case)
     assert "GPU closed form fwd" in capsys.readouterr().out
     with path.open() as file:
@@ -58,6 +60,7 @@ def test_rows_are_appended_under_one_header_and_drawn(tmp_path, capsys):
     assert len(rows) == 2 * 2 * len(MODES)
     assert {row["provider"] for row in rows} == {"ours", "peer"}
     assert all(row["device"] and row["threads"] and "torch" in row["versions"] for row in rows)
+    assert {row["roofline_share"] for row in rows} == {""}  # this case does not say what its problem asks for
     assert [picture.suffix for picture in draw(path, tmp_path / "plots")] == [".png"]
 
 
@@ -124,3 +127,49 @@ def test_a_file_that_is_no_benchmark_is_refused(tmp_path):
     path.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="it lacks device"):
         tables_of([path])
+
+
+def test_a_rows_roofline_is_the_slower_of_its_bytes_and_its_products():
+    row = Row("op", "ours", "forward", {}, 1.0, 4.0, 5.0, 0.0)
+    ceilings = Ceilings(bytes_per_second=2e9, flops_per_second=1e12)
+    moved = run.with_roofline(row, Work(bytes=4_000_000, flops=10**9), ceilings)
+    assert (moved.bound_ms, moved.roofline_share) == (pytest.approx(2.0), pytest.approx(0.5))
+    assert (moved.copy_gb_s, moved.matmul_tflop_s, moved.gflop) == pytest.approx((2.0, 1.0, 1.0))
+    multiplied = run.with_roofline(row, Work(bytes=4_000_000, flops=3 * 10**9), ceilings)
+    assert multiplied.bound_ms == pytest.approx(3.0)
+    assert run.with_roofline(row, None, ceilings) == row
+
+
+def test_every_timed_op_states_its_work_by_mode_and_it_grows_with_the_batch():
+    """Forward moves inputs and output, and both is the sum: no less than what the tensors hold."""
+    for op in ("cross_modal_attention", "embed_modalities", "presence_contrastive"):
+        case = next(iter(importlib.import_module(f"m5ds.kernels.benchmarks.{op}").cases(CPU, "quick")))
+        assert set(case.work) == set(MODES)
+        forward, backward, both = (case.work[mode] for mode in ("forward", "backward", "both"))
+        assert backward.bytes > forward.bytes >= case.providers[0].grad.nbytes
+        assert backward.flops >= forward.flops
+        assert (both.bytes, both.flops) == (forward.bytes + backward.bytes, forward.flops + backward.flops)
+
+
+def test_attention_counts_the_products_of_the_visible_rows_alone():
+    (case,) = cases(CPU, "quick")
+    heads, width = 12, 64
+    layout = cross_modal_attention.make_layout("paper", 0.5, 2)
+    pairs = sum(sum(lengths) ** 2 for lengths in layout.lengths)  # the quick case's rows see all of their product
+    assert case.work["forward"].flops == 2 * 2 * pairs * heads * width
+    assert case.work["forward"].bytes == 4 * 4 * layout.num_rows * heads * width
+
+
+def test_ceilings_are_measured_rates():
+    ceilings = measure_ceilings(CPU, torch.float32)
+    assert ceilings.bytes_per_second > 1e7
+    assert ceilings.flops_per_second > 1e7
+
+
+def test_rows_are_never_appended_under_other_columns(tmp_path):
+    """A CSV of an older version would else hold values under the wrong names, silently."""
+    path = tmp_path / "old.csv"
+    path.write_text("op,provider\nold,peer\n")
+    with pytest.raises(ValueError, match=r"old.csv: its columns are not those"):
+        append_rows(path, [Row("op", "ours", "forward", {}, 1.0, 1.0, 1.0, 0.0)], CPU)
+    assert path.read_text() == "op,provider\nold,peer\n"
