@@ -165,3 +165,12 @@ def test_an_unknown_suffix_asks_for_the_format(tmp_path):
     with pytest.raises(CatalogueError, match="say which with --format"):
         format_of(tmp_path / "items.csv")
     assert format_of(tmp_path / "items.txt", "jsonl") == "jsonl"
+
+
+def test_what_is_no_json_is_shown_in_part(tmp_path):
+    path = tmp_path / "items.json"
+    path.write_text('{"1": {"title": ' + "x" * 200)
+    with pytest.raises(CatalogueError) as caught:
+        list(m5product.read_m5product(path, tmp_path))
+    shown = '{"title": ' + "x" * 50
+    assert str(caught.value) == f"{path}:1: not JSON, got {shown!r}; is the file cut short?"

@@ -405,3 +405,12 @@ def test_overwriting_never_takes_finished_shards_over(catalogue, tmp_path):
     tar.write_bytes(b"\xff" * tar.stat().st_size)
     build_shards(catalogue, tmp_path / "out", SMALL, overwrite=True)
     assert files_below(tmp_path / "out") == files_below(tmp_path / "whole")
+
+
+def test_progress_is_shown_on_request_only(catalogue, tmp_path, capsys):
+    build_shards(catalogue, tmp_path / "quiet")
+    assert capsys.readouterr().err == ""
+    build_shards(catalogue, tmp_path / "shown", progress=True)
+    shown = capsys.readouterr().err
+    for part in ("checking records", "writing shards: 100%", " products"):
+        assert part in shown
