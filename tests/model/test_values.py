@@ -188,8 +188,8 @@ def test_a_temperature_that_is_not_learned(tmp_path):
 BLOCKS = {
     "scale": "blocks={unimodal: {repeat: 1, norm: pre}, cross: {repeat: 2, visibility: all, norm: post,"
     " attention_weights: shared, ffn_weights: shared, activation: quick_gelu}}",
-    "capture": "blocks={unimodal: {repeat: 1}, co: {visibility: off_diagonal, norm: pre, activation: relu, num_heads: 4,"
-    " ffn_dim: 20}, joint: {visibility: all, attention_weights: shared}}",
+    "capture": "blocks={unimodal: {repeat: 1}, co: {visibility: off_diagonal, norm: pre, activation: relu,"
+    " num_heads: 4, ffn_dim: 20}, joint: {visibility: all, attention_weights: shared}}",
     "mapping": "blocks={unimodal: {repeat: 1}, cross: {visibility: {image: [image, text], text: [text, audio],"
     " table: [], video: [table, video], audio: [image]}, updates: [image, text, video], ffn_weights: shared}}",
     "causal": "blocks={unimodal: {repeat: 1, causal: [audio, table]}, cross: {visibility: all, causal: [audio, video],"
@@ -233,7 +233,8 @@ def test_precomputed_features_and_modalities_without_mask_or_summary(tmp_path):
   ffn_dim: 12
   dropout: 0.25
   modalities:
-    image: {embedder: regions, loss_weight: 0.75, mask_ratio: 0.5, input: {kind: region_features, max_regions: 4, dim: 6}}
+    image: {embedder: regions, loss_weight: 0.75, mask_ratio: 0.5,
+      input: {kind: region_features, max_regions: 4, dim: 6}}
     text: {mask_ratio: 0.0, input: {max_tokens: 6}}
     table: {cls: none, mask_ratio: 0.5, loss_weight: 0.25, input: {max_tokens: 9}}
     video: {embedder: feature_rows, mask_ratio: 0.5, mask_unit: frame, input: {kind: feature_rows, rows: 5, dim: 7}}

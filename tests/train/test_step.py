@@ -44,9 +44,9 @@ def build(*overrides: str) -> M5ForPretraining:
     return M5ForPretraining(M5Config.from_spec(spec, vocab_size=64, mask_id=4, special_ids=[0, 1, 2, 3, 4]))
 
 
-def batch_of(model: M5ForPretraining, chosen: list[int]):
+def batch_of(model: M5ForPretraining, chosen: list[int], draw: int = 0):
     ids = [f"product-{i}" for i in chosen]
-    return random_batch(model.spec, [PRESENCE[i] for i in chosen], vocab_size=64, ids=ids)
+    return random_batch(model.spec, [PRESENCE[i] for i in chosen], vocab_size=64, ids=ids, draw=draw)
 
 
 def taken(batches: list) -> SimpleNamespace:
@@ -73,12 +73,14 @@ def test_announcement_counts_targets_tokens_and_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("harmony", ["none", "learned", "cosine", "paper_literal"])
 def test_accumulation_has_the_gradients_of_the_whole_batch_contrastive_included(tmp_path: Path, harmony: str) -> None:
-    whole, parts = (build(f"model.harmony.kind={harmony}") for _ in range(2))
+    """In a later epoch and under dropout: the cache's two passes and the whole batch draw the same bits."""
+    dropout = ("model.dropout=0.25", "model.attention_dropout=0.125")
+    whole, parts = (build(f"model.harmony.kind={harmony}", *dropout) for _ in range(2))
     for name, parameter in [*whole.named_parameters(), *parts.named_parameters()]:
         if name == "harmony.scores":  # at zero most of their gradients vanish
             parameter.data = torch.linspace(0.5, 1.0, parameter.numel()).reshape(parameter.shape)
-    losses, _ = run(whole, [batch_of(whole, [0, 1, 2, 3])], tmp_path)
-    accumulated, engine = run(parts, [batch_of(parts, [i]) for i in range(4)], tmp_path)
+    losses, _ = run(whole, [batch_of(whole, [0, 1, 2, 3], draw=1)], tmp_path)
+    accumulated, engine = run(parts, [batch_of(parts, [i], draw=1) for i in range(4)], tmp_path)
     assert engine.num_steps == 4
     assert accumulated == pytest.approx(losses, rel=1e-5)
     norm = torch.cat([parameter.grad.flatten() for parameter in whole.parameters()]).norm()

@@ -1,7 +1,7 @@
 """Transformer blocks product by product, row by row where it matters, in plain float64 torch.
 
-A state is {(product, modality name): rows [n, D]}; segments that do not exist are not in it. Dropout bits are worked out
-here from Philox's words, one product at a time. Nothing here calls m5ds.model.
+A state is {(product, modality name): rows [n, D]}; segments that do not exist are not in it. Dropout bits are worked
+out here from Philox's words, one product at a time. Nothing here calls m5ds.model.
 """
 
 import torch
