@@ -12,7 +12,7 @@ from m5ds.data.random_batch import random_batch
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
 from m5ds.train.distributed import RankError
-from m5ds.train.step import Diverged, TrainStep, take
+from m5ds.train.step import MAX_SKIPPED, Diverged, TrainStep, take
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["model.hidden_size=32", "model.num_heads=2", "model.ffn_dim=48", "model.contrastive.projection_dim=16"]
@@ -110,6 +110,31 @@ def test_discarded_step_is_fatal_except_under_loss_scaling(tmp_path: Path) -> No
     step = TrainStep(PlainEngine(model, applied=False), model, seed=3, precision="fp16", directory=tmp_path)
     step(batches, step.announce(taken(batches), 0))
     assert step.num_skipped == 1
+
+
+def test_only_discarded_steps_in_a_row_end_an_fp16_run(tmp_path: Path) -> None:
+    model = build("model.blocks.unimodal.repeat=1")
+    engine = PlainEngine(model, applied=False)
+    step = TrainStep(engine, model, seed=3, precision="fp16", directory=tmp_path)
+    batches = [batch_of(model, [0])]
+    announced = step.announce(taken(batches), 0)
+    step.num_skipped = MAX_SKIPPED - 1
+    step(batches, announced)
+    assert step.num_skipped == MAX_SKIPPED
+    with pytest.raises(Diverged, match="a gradient is not finite"):
+        step(batches, announced)
+    step.num_skipped, engine.applied = MAX_SKIPPED, True
+    step(batches, announced)
+    assert step.num_skipped == 0
+
+
+def test_announcement_adds_up_micro_batches_and_tells_a_request_to_stop(tmp_path: Path) -> None:
+    model = build()
+    step = TrainStep(PlainEngine(model), model, seed=3, precision="bf16", directory=tmp_path)
+    batches = [batch_of(model, [0, 1]), batch_of(model, [2])]
+    whole = step.announce(taken([batch_of(model, [0, 1, 2])]), 15)
+    assert step.announce(taken(batches), 15) == whole
+    assert whole["stop"] == 1 and whole["failed"] == 0
 
 
 def test_users_error_of_the_loader_is_announced_and_other_errors_are_not_caught(tmp_path: Path) -> None:
