@@ -35,13 +35,13 @@ def test_retrieval_shows_recall_before_and_after_beside_chance() -> None:
     assert [line.split() for line in lines if line][1:] == [
         ["a->b", "0.500", "0.125", "0.0500", "10.0", "0.750", "20"],
         ["average,", "worst", "10.0", "worst", "4.0", "x", "chance"],
-        "fused, by category P@1 0.500, mAP 0.250, chance 0.100, 19 products".split(),
+        ["fused,", "by", "category", "P@1", "0.500,", "mAP", "0.250,", "chance", "0.100,", "19", "products"],
     ]
     assert summary._retrieval(Recorded()) == []
 
 
 def test_opening_counts_parameters_steps_and_products() -> None:
-    parameters = [SimpleNamespace(ds_numel=1_200_000), SimpleNamespace(numel=lambda: 300_000)]
+    parameters = [SimpleNamespace(ds_numel=1_200_000, numel=lambda: 0), SimpleNamespace(numel=lambda: 300_000)]
     job = SimpleNamespace(
         config=SimpleNamespace(
             name="run", train=SimpleNamespace(global_batch_size=24, accumulation=3, learning_rate=5e-4)
