@@ -126,10 +126,10 @@ class Embeddings(nn.Module):
                 )
             embedder = _EMBEDDERS[settings.embedder](name, settings, dim)
             self.embedders[name] = embedder
+            if embedder.uses_tokens and config.vocab_size < 1:
+                raise ValueError(f"model.modalities.{name} has tokens but vocab_size is 0; build with a tokenizer")
             self.mask_specs[name] = mask_spec(name, settings, config)
             if embedder.uses_tokens:
-                if config.vocab_size < 1:
-                    raise ValueError(f"model.modalities.{name} has tokens but vocab_size is 0; build with a tokenizer")
                 self._add(name, "token", config.vocab_size, dim)
             elif self.mask_specs[name] is not None:
                 self._add(name, "mask", dim)

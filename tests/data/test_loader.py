@@ -267,6 +267,19 @@ def test_a_batch_whose_every_file_is_damaged_is_all_absences(prepared, decoder):
     assert len(made.bad_media) == made.num_decoded == 6
 
 
+def test_the_description_follows_the_title_unless_the_input_leaves_it_out(prepared, decoder):
+    reader, tokenizer = ShardReader(prepared / "shards", "train"), load_tokenizer(prepared / "tokenizer")
+    product = replace(reader.read(0, 0), title="red shirt", description="a soft blue bag", present=frozenset({"text"}))
+
+    def tokens(**options):
+        maker = MicroBatchMaker({"text": TextTokens(max_tokens=24, **options)}, tokenizer, decoder)
+        return maker.make([product], [0]).batch.modalities["text"].token_N.tolist()
+
+    title, description = (tokenizer.encode(text) for text in (product.title, product.description))
+    assert tokens() == [tokenizer.cls_id, *title, *description, tokenizer.sep_id]
+    assert tokens(use_description=False) == [tokenizer.cls_id, *title, tokenizer.sep_id]
+
+
 def test_products_without_text_or_attributes_lack_those_modalities(prepared, decoder):
     reader, tokenizer = ShardReader(prepared / "shards", "train"), load_tokenizer(prepared / "tokenizer")
     product = replace(reader.read(0, 0), title="", description="", attributes=[], present=frozenset({"text", "table"}))

@@ -28,6 +28,7 @@ SMALL = [
     "model.modalities.text.input.max_tokens=12",
     "model.modalities.table.input.max_tokens=12",
 ]
+DROPOUT = ("model.dropout=0.25", "model.attention_dropout=0.125")
 MODALITIES = ("image", "text", "table", "video", "audio")
 
 
@@ -57,10 +58,10 @@ PATTERNS = [
 ALL_32 = [list(pattern) for pattern in itertools.product([False, True], repeat=5)]
 
 
-def reference(spec: config.ModelConfig, rows: list[list[bool]]) -> tuple[dict, dict]:
+def reference(spec: config.ModelConfig, rows: list[list[bool]], draw: int = 0) -> tuple[dict, dict]:
     """Losses and gradients of plain torch, one process, the whole global batch at once."""
     model = plain_model(spec)
-    batch = random_batch(spec, rows, vocab_size=64)
+    batch = random_batch(spec, rows, vocab_size=64, draw=draw)
     output = model(batch, counts=count_targets(batch, model.config, 3), seed=3)
     output.loss.backward()
     losses = {name: value.item() for name, value in output.losses.items()} | {"total": output.loss.item()}
@@ -79,7 +80,7 @@ def run_cases(tmp_path: Path, cases: list[dict], world_size: int) -> list[dict]:
 
 def assert_equal_gradients(case: dict, found: dict) -> None:
     for rows, result in zip(case["presence"], found["results"], strict=True):
-        losses, gradients = reference(case["spec"], rows)
+        losses, gradients = reference(case["spec"], rows, case["draw"])
         for name, value in losses.items():
             assert abs(result["losses"][name] - value) <= 1e-5 * max(abs(value), 1e-3), f"loss {name}"
         norm = torch.cat([gradient.flatten() for gradient in gradients.values()]).norm()
@@ -92,13 +93,15 @@ def assert_equal_gradients(case: dict, found: dict) -> None:
         assert_close(result["gradients"], gradients, 1e-5, scale=norm.item(), roundings=32)
 
 
-def case(spec: config.ModelConfig, patterns: list, accumulation: int = 1, stage: int = 3) -> dict:
+def case(spec: config.ModelConfig, patterns: list, accumulation: int = 1, stage: int = 3, draw: int = 0) -> dict:
+    """`draw` is the epoch that keys masks and dropout."""
     return {
         "spec": spec,
         "presence": patterns,
         "accumulation": accumulation,
         "stage": stage,
         "precision": "fp32",
+        "draw": draw,
     }
 
 
@@ -106,9 +109,9 @@ def case(spec: config.ModelConfig, patterns: list, accumulation: int = 1, stage:
 def two_ranks(tmp_path_factory) -> tuple[list[dict], list[dict]]:
     """One job of two ranks for all properties: starting the processes is what takes the time."""
     cases = [
-        case(spec_of("model.harmony.kind=learned"), [*PATTERNS, ALL_32]),
+        case(spec_of("model.harmony.kind=learned", *DROPOUT), [*PATTERNS, ALL_32], draw=1),
         case(spec_of("model.contrastive.pairs=none"), PATTERNS[:3], accumulation=2),
-        case(spec_of("model.harmony.kind=learned"), PATTERNS[3:], accumulation=2),
+        case(spec_of("model.harmony.kind=learned", *DROPOUT), PATTERNS[3:], accumulation=2, draw=2),
     ]
     return cases, run_cases(tmp_path_factory.mktemp("gradients"), cases, world_size=2)
 
@@ -119,7 +122,10 @@ def test_two_ranks_have_the_gradients_of_one_process_contrastive_included(two_ra
 
 
 def test_two_ranks_with_accumulation_have_the_gradients_of_one_process(two_ranks) -> None:
-    """Without the contrastive loss, and with it: its pool is the whole global batch (the gradient cache)."""
+    """Without the contrastive loss, and with it: its pool is the whole global batch (the gradient cache).
+
+    With dropout in a later epoch: the cache's two passes must draw the same bits.
+    """
     cases, found = two_ranks
     assert_equal_gradients(cases[1], found[1])
     assert_equal_gradients(cases[2], found[2])
@@ -143,10 +149,18 @@ def test_initial_weights_under_zero3_are_those_of_plain_torch(two_ranks) -> None
     assert all(abs(value - 0.02) < 0.004 for name, value in deviations.items() if plain[name].numel() > 500)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("world_size", "accumulation"), [(1, 4), (4, 1)])
+def test_dropout_and_masks_change_with_the_draw() -> None:
+    """Else equal gradients in a later epoch would say nothing about it."""
+    spec = spec_of(*DROPOUT)
+    (first, _), (again, _), (later, _) = (reference(spec, PATTERNS[5], draw) for draw in (0, 0, 1))
+    assert first == again
+    assert all(abs(first[name] - later[name]) > 1e-4 * abs(first[name]) for name in first if first[name])
+
+
+@pytest.mark.parametrize(("world_size", "accumulation"), [(1, 4), pytest.param(4, 1, marks=pytest.mark.slow)])
 def test_other_divisions_of_the_global_batch(tmp_path, world_size: int, accumulation: int) -> None:
-    cases = [case(spec_of(), PATTERNS[:4], accumulation)]
+    """Under dropout and in a later epoch, where what is keyed by the product must not know its micro-batch."""
+    cases = [case(spec_of(*DROPOUT), PATTERNS[:4], accumulation, draw=1)]
     assert_equal_gradients(cases[0], run_cases(tmp_path, cases, world_size)[0])
 
 

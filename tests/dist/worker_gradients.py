@@ -1,7 +1,7 @@
 """Runs on each rank (tests/dist/test_gradients.py): gradients of global batches under DeepSpeed, written by rank 0.
 
 Usage: worker_gradients.py CASES OUT, where CASES is a torch file of dicts: `spec` (ModelConfig), `presence` (list of
-[products, M] bool), `accumulation`, `stage`, `precision`. Rank r takes its share of consecutive products.
+[products, M] bool), `accumulation`, `stage`, `precision`, `draw` (epoch). Rank r takes its share of consecutive products.
 """
 
 import sys
@@ -31,18 +31,15 @@ def model_config(spec) -> M5Config:
     return M5Config.from_spec(spec, vocab_size=VOCAB, mask_id=4, special_ids=[0, 1, 2, 3, 4])
 
 
-def whole_batch(spec, presence, ids=None):
-    return random_batch(spec, presence, vocab_size=VOCAB, ids=ids)
-
-
-def own_micro_batches(spec, presence, accumulation):
+def own_micro_batches(spec, presence, accumulation, draw):
     """This rank's products, cut into micro-batches; product ids are those of the whole batch."""
     size = len(presence) // (distributed.world_size() * accumulation)
     first = distributed.rank() * accumulation * size
     batches = []
     for number in range(accumulation):
         chosen = range(first + number * size, first + (number + 1) * size)
-        batches.append(whole_batch(spec, [presence[i] for i in chosen], [f"product-{i}" for i in chosen]))
+        ids = [f"product-{i}" for i in chosen]
+        batches.append(random_batch(spec, [presence[i] for i in chosen], vocab_size=VOCAB, ids=ids, draw=draw))
     return batches
 
 
@@ -92,7 +89,7 @@ def run(case):
     wrapped.step = reading_step
     results = []
     for presence in case["presence"]:
-        batches = own_micro_batches(case["spec"], presence, case["accumulation"])
+        batches = own_micro_batches(case["spec"], presence, case["accumulation"], case["draw"])
         taken = SimpleNamespace(micro_batches=batches, bad_media=[], num_decoded=0)
         losses = step(batches, step.announce(taken, 0))
         results.append({"losses": losses, "gradients": dict(gradients)})

@@ -86,6 +86,28 @@ def test_dropout_belongs_to_the_product_and_the_draw(tmp_path):
     assert not torch.equal(first, model.eval()(batch, seed=1).logits_BC)
 
 
+def test_kept_features_are_scaled_so_that_their_mean_stays(tmp_path):
+    model = classifier(tmp_path, dropout=0.75, dense_size=400)
+    batch = tiny_batch(model.encoder, labels=LABELS)
+    seen = []
+    model.head.output.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    dense = model(batch, seed=1).dense_BH
+    kept = seen[0] != 0
+    assert kept.float().mean().item() == pytest.approx(0.25, abs=0.04)
+    torch.testing.assert_close(seen[0][kept], dense[kept] * 4)
+
+
+@pytest.mark.parametrize("tuning", ["frozen", "full", "lora"])
+def test_only_a_frozen_encoder_runs_without_dropout_in_training(tmp_path, tuning):
+    model = classifier(tmp_path, "model.dropout=0.3", tuning=tuning)
+    batch = tiny_batch(model.encoder, labels=LABELS)
+    assert all(module.training == (tuning != "frozen") for module in model.encoder.modules())
+    assert model.head.training
+    trained, evaluated = model(batch, seed=1).dense_BH, model.eval()(batch, seed=1).dense_BH
+    assert torch.equal(trained, evaluated) == (tuning == "frozen")
+    assert not any(module.training for module in model.modules())
+
+
 def test_hidden_modalities_change_nothing(tmp_path):
     model = classifier(tmp_path, modalities=["text", "image"])
     batch = tiny_batch(model.encoder, 4, present_BM=torch.ones(4, 5, dtype=torch.bool))

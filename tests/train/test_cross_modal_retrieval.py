@@ -34,6 +34,24 @@ def test_ranks_equal_brute_force(monkeypatch) -> None:
     assert retrieval.ranks(query, gallery).tolist() == expected
 
 
+def test_recall_at_k_counts_counterparts_among_the_first_k() -> None:
+    """Query i's own counterpart comes at place i + 1: R@k of n queries is exactly k / n."""
+    n = 12
+    query = torch.zeros(n, n + 1)
+    query[torch.arange(n), torch.arange(n)] = 1.0
+    query[:, n] = 1.0
+    gallery = torch.zeros(n, n + 1)
+    for i in range(n):
+        above = torch.arange(n)[torch.arange(n) != i][:i]
+        gallery[above, i] = 2.0
+        gallery[i, i] = 1.0
+    features = torch.stack([query, gallery], dim=1)
+    report = retrieval.cross_modal(features, torch.ones(n, 2, dtype=torch.bool), ("image", "text"))
+    assert retrieval.ranks(query, gallery).tolist() == list(range(n))
+    recalls = {name: value for name, value in report["image->text"].items() if name.startswith("R@")}
+    assert recalls == {"R@1": 1 / n, "R@5": 5 / n, "R@10": 10 / n}
+
+
 def test_category_precision_equals_brute_force(monkeypatch) -> None:
     monkeypatch.setattr(retrieval, "CHUNK", 9)
     generator = torch.Generator().manual_seed(2)

@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from m5ds import config
 from m5ds.data.random_batch import random_batch
-from m5ds.train.flops import FlopCounter
+from m5ds.model import fusion
+from m5ds.train.flops import FlopCounter, device_peak
 from m5ds.train.monitor import Monitor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,3 +48,57 @@ def test_flops_of_one_modality_by_hand_and_nothing_for_absent_ones() -> None:
     assert counter.count(only_text) == 3 * 2 * per_layer
     nothing = random_batch(spec, torch.zeros(2, 5, dtype=torch.bool), vocab_size=64)
     assert counter.count(nothing) == 0
+
+
+def test_flops_count_what_each_product_sees_and_each_layer_updates() -> None:
+    """Row by row from the layers: rows that only serve as keys cost their projections and nothing else."""
+    visibility = "{image: [image, text], text: [text], table: [], video: [audio], audio: [audio]}"
+    blocks = f"model.blocks.cross={{visibility: {visibility}, updates: [image, video], ffn_dim: 40}}"
+    spec = config.load(ROOT / "configs/run/quickstart.yaml", [blocks]).model
+    present = [[True] * 5, [True, True, False, False, True], [False, False, True, True, False]]
+    batch = random_batch(spec, present, vocab_size=64)
+    width, expected = spec.hidden_size, 0
+    for layer in fusion.layers(spec):
+        for b in range(len(present)):
+            length = {}
+            for name, settings in spec.modalities.items():
+                count = int(batch.modalities[name].length_B[b])
+                length[name] = count + (settings.cls == "learned" and count > 0)
+            names = spec.modality_names
+            sees = {(i, j): layer.visibility[names.index(i)][names.index(j)] for i in names for j in names}
+            updated = {name for name, on in zip(names, layer.updates, strict=True) if on}
+            for name in names:
+                if name in updated or any(sees[other, name] for other in updated):
+                    expected += length[name] * 3 * 2 * width * width
+                if name in updated:
+                    expected += length[name] * (2 * width * width + 2 * 2 * width * layer.ffn_dim)
+                    keys = sum(length[key] for key in names if sees[name, key])
+                    expected += 2 * 2 * length[name] * keys * width
+    assert FlopCounter(spec).count(batch) == 3 * expected
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA A10", 125e12),
+        ("something else", None),
+    ],
+)
+def test_the_peak_is_that_of_the_device_named(monkeypatch, name, peak) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert device_peak(torch.device("cuda")) == peak
+    assert device_peak(torch.device("cpu")) is None
+
+
+def test_first_and_last_are_those_of_the_kind(tmp_path: Path) -> None:
+    with Monitor(tmp_path, first_step=0, total_steps=4) as monitor:
+        assert monitor.first_and_last("validation") is None
+        for step, kind in ((0, "validation"), (1, "train"), (2, "train"), (3, "validation"), (4, "train")):
+            monitor.record(step, kind, {})
+        ends = monitor.first_and_last("validation"), monitor.first_and_last("train")
+    assert [[record["step"] for record in pair] for pair in ends] == [[0, 3], [1, 4]]

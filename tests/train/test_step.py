@@ -13,7 +13,7 @@ from m5ds.data.random_batch import random_batch
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
 from m5ds.train.distributed import RankError
-from m5ds.train.step import Diverged, TrainStep, take
+from m5ds.train.step import MAX_SKIPPED, Diverged, TrainStep, take
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["model.hidden_size=32", "model.num_heads=2", "model.ffn_dim=48", "model.contrastive.projection_dim=16"]
@@ -45,9 +45,9 @@ def build(*overrides: str) -> M5ForPretraining:
     return M5ForPretraining(M5Config.from_spec(spec, vocab_size=64, mask_id=4, special_ids=[0, 1, 2, 3, 4]))
 
 
-def batch_of(model: M5ForPretraining, chosen: list[int]):
+def batch_of(model: M5ForPretraining, chosen: list[int], draw: int = 0):
     ids = [f"product-{i}" for i in chosen]
-    return random_batch(model.spec, [PRESENCE[i] for i in chosen], vocab_size=64, ids=ids)
+    return random_batch(model.spec, [PRESENCE[i] for i in chosen], vocab_size=64, ids=ids, draw=draw)
 
 
 def taken(batches: list) -> SimpleNamespace:
@@ -74,12 +74,14 @@ def test_announcement_counts_targets_tokens_and_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("harmony", ["none", "learned", "cosine", "paper_literal"])
 def test_accumulation_has_the_gradients_of_the_whole_batch_contrastive_included(tmp_path: Path, harmony: str) -> None:
-    whole, parts = (build(f"model.harmony.kind={harmony}") for _ in range(2))
+    """In a later epoch and under dropout: the cache's two passes and the whole batch draw the same bits."""
+    dropout = ("model.dropout=0.25", "model.attention_dropout=0.125")
+    whole, parts = (build(f"model.harmony.kind={harmony}", *dropout) for _ in range(2))
     for name, parameter in [*whole.named_parameters(), *parts.named_parameters()]:
         if name == "harmony.scores":  # at zero most of their gradients vanish
             parameter.data = torch.linspace(0.5, 1.0, parameter.numel()).reshape(parameter.shape)
-    losses, _ = run(whole, [batch_of(whole, [0, 1, 2, 3])], tmp_path)
-    accumulated, engine = run(parts, [batch_of(parts, [i]) for i in range(4)], tmp_path)
+    losses, _ = run(whole, [batch_of(whole, [0, 1, 2, 3], draw=1)], tmp_path)
+    accumulated, engine = run(parts, [batch_of(parts, [i], draw=1) for i in range(4)], tmp_path)
     assert engine.num_steps == 4
     assert accumulated == pytest.approx(losses, rel=1e-5)
     gradients = [{name: p.grad for name, p in model.named_parameters()} for model in (parts, whole)]
@@ -109,6 +111,31 @@ def test_discarded_step_is_fatal_except_under_loss_scaling(tmp_path: Path) -> No
     step = TrainStep(PlainEngine(model, applied=False), model, seed=3, precision="fp16", directory=tmp_path)
     step(batches, step.announce(taken(batches), 0))
     assert step.num_skipped == 1
+
+
+def test_only_discarded_steps_in_a_row_end_an_fp16_run(tmp_path: Path) -> None:
+    model = build("model.blocks.unimodal.repeat=1")
+    engine = PlainEngine(model, applied=False)
+    step = TrainStep(engine, model, seed=3, precision="fp16", directory=tmp_path)
+    batches = [batch_of(model, [0])]
+    announced = step.announce(taken(batches), 0)
+    step.num_skipped = MAX_SKIPPED - 1
+    step(batches, announced)
+    assert step.num_skipped == MAX_SKIPPED
+    with pytest.raises(Diverged, match="a gradient is not finite"):
+        step(batches, announced)
+    step.num_skipped, engine.applied = MAX_SKIPPED, True
+    step(batches, announced)
+    assert step.num_skipped == 0
+
+
+def test_announcement_adds_up_micro_batches_and_tells_a_request_to_stop(tmp_path: Path) -> None:
+    model = build()
+    step = TrainStep(PlainEngine(model), model, seed=3, precision="bf16", directory=tmp_path)
+    batches = [batch_of(model, [0, 1]), batch_of(model, [2])]
+    whole = step.announce(taken([batch_of(model, [0, 1, 2])]), 15)
+    assert step.announce(taken(batches), 15) == whole
+    assert whole["stop"] == 1 and whole["failed"] == 0
 
 
 def test_users_error_of_the_loader_is_announced_and_other_errors_are_not_caught(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""The model written a second time, product by product in plain torch, for tests to compare with."""
