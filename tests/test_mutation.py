@@ -120,7 +120,7 @@ def test_tests_that_execute_the_line_are_asked_those_of_the_own_file_first():
 
 
 def test_a_line_that_no_test_executes_is_a_survivor_and_says_so():
-    asked = command.Asked([], {}, jobs=1)
+    asked = command.Asked([], {})
     trial = command.Trial.of(Edit("m5ds/data/order.py", 7, 0, 1, "", "", (7,)))
     assert asked(trial) == command.Outcome(False, "no fast test executes it")
 
@@ -137,7 +137,7 @@ class FakeTree:
 def test_a_failure_a_crash_and_a_hang_are_noticed(status, noticed):
     name = "tests/data/test_order.py::a"
     records = {"tests/data/test_order.py": record({name: 1.0}, {name: [7]})}
-    asked = command.Asked([FakeTree([status, 0])], records, jobs=1)
+    asked = command.Asked([FakeTree([status, 0])], records)
     trial = command.Trial.of(Edit("m5ds/data/order.py", 7, 0, 1, "", "", (7,)))
     assert asked(trial).noticed is noticed
 
