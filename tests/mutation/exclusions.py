@@ -45,12 +45,12 @@ def skipped_fields(node: ast.AST) -> set[str]:
 
 def is_excluded(node: ast.AST, what: str) -> bool:
     """Single mutants that are no change of behaviour, or one that nothing can show."""
+    if called(node) in _PRINTING:
+        return True
     if isinstance(node, ast.Call) and what.startswith("drop argument "):
         name = what.split()[2]
         # zip(strict=True) is an assertion; help= and the like are words.
         return name in _MESSAGE_ARGUMENTS or name == "strict"
-    if called(node) in _PRINTING:
-        return True
     if what.startswith("swap arguments ") and called(node) in _COMMUTATIVE:
         return True
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
