@@ -33,7 +33,7 @@ def mutated(text: str) -> list[str]:
         ("x = 0.5", {"x = 1.0"}),
         ("x = f(a, b)", {"x = f(b, a)"}),
         ("x = f(k=a)", {"x = f()"}),
-        ("x = min(a)", {"x = max(a)"}),
+        ("x = min(a, b)", {"x = max(a, b)"}),
         ("x = [a for a in b if c(a)]", {"x = [a for a in b]"}),
         ("x = a[:b]", {"x = a[:b + 1]"}),
         ("x += a", {"x -= a", "pass"}),
@@ -54,7 +54,7 @@ def test_each_kind_of_place_has_its_mutants(before, after):
         "def f(a: int | None) -> list[int] | None:\n    assert a < 3, 'why'\n    return a",
         "@dataclass(frozen=True)\nclass A:\n    '''Words.'''\n    b: Literal[3]",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    x = 1",
-        "print(f'{100 * share:.1f} %')",
+        "print(f'{100 * share:.1f} %', flush=True)",
     ],
 )
 def test_words_types_and_invariants_are_left_alone(text):
@@ -120,7 +120,7 @@ def test_tests_that_execute_the_line_are_asked_those_of_the_own_file_first():
 
 
 def test_a_line_that_no_test_executes_is_a_survivor_and_says_so():
-    asked = command.Asked([], {}, jobs=1)
+    asked = command.Asked([], {})
     trial = command.Trial.of(Edit("m5ds/data/order.py", 7, 0, 1, "", "", (7,)))
     assert asked(trial) == command.Outcome(False, "no fast test executes it")
 
@@ -137,7 +137,7 @@ class FakeTree:
 def test_a_failure_a_crash_and_a_hang_are_noticed(status, noticed):
     name = "tests/data/test_order.py::a"
     records = {"tests/data/test_order.py": record({name: 1.0}, {name: [7]})}
-    asked = command.Asked([FakeTree([status, 0])], records, jobs=1)
+    asked = command.Asked([FakeTree([status, 0])], records)
     trial = command.Trial.of(Edit("m5ds/data/order.py", 7, 0, 1, "", "", (7,)))
     assert asked(trial).noticed is noticed
 

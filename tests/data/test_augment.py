@@ -5,7 +5,8 @@ import torch
 
 from m5ds.data import augment
 from m5ds.data.augment import Keys
-from m5ds.kernels.philox import product_hash
+from m5ds.kernels import philox
+from m5ds.kernels.philox import Stream, product_hash
 
 NUM = 2000
 
@@ -95,3 +96,32 @@ def test_dropping_a_modality_does_not_depend_on_which_others_the_model_has(keys)
     some = three.sum(1) > 1
     agreeing = (three[:, [0, 2]] == two)[some & two.any(1)].float().mean()
     assert agreeing > 0.97
+
+
+def test_every_choice_is_read_from_the_stream_of_its_purpose():
+    """Streams that were mixed up would tie a product's crop to its mask, and change the data of resumed runs."""
+    keys, seed = keys_of(["a"], draw=5), 7
+
+    def words(stream, modality=3, element=0):
+        found = philox.random_words(
+            seed=seed,
+            draw=torch.tensor(5),
+            product=torch.tensor(product_hash("a")),
+            stream=stream,
+            modality=modality,
+            element=element,
+        )
+        return [int(word) for word in found]
+
+    (crop,) = augment.crops(keys, seed, 3)
+    share = [float(philox.uniform(torch.tensor(word))) for word in words(Stream.CROP)]
+    assert [crop.area, crop.aspect, crop.y, crop.x] == share
+    for i, time in enumerate(augment.frame_times(keys, seed, 3, 4)[0].tolist()):
+        first = float(philox.uniform(torch.tensor(words(Stream.FRAMES, element=i)[0])))
+        assert time == pytest.approx((i + first) / 4, abs=1e-12)
+    (start,) = augment.window_starts(keys, seed, 3).tolist()
+    assert start == float(philox.uniform(torch.tensor(words(Stream.AUDIO_WINDOW)[0])))
+    assert augment.first_files(keys, seed, 3, [1000]) == [words(Stream.MEDIA_CHOICE)[0] * 1000 // 2**32]
+    kept_KM = augment.kept_modalities(keys, seed, [0, 1, 3, 4], torch.ones(1, 4, dtype=torch.bool), 0.5)
+    dropped = [words(Stream.MODALITY_DROPOUT, modality)[0] for modality in (0, 1, 3, 4)]
+    assert kept_KM[0].tolist() == [word >= 2**31 for word in dropped] or max(dropped) < 2**31

@@ -307,7 +307,7 @@ def test_columns_of_another_version_are_found(shards):
 
 def test_a_record_without_a_field_is_malformed(shards):
     def change(item):
-        item["titel"] = item.pop("title")
+        item["other"] = item.pop("title")
 
     product = forge_record(shards, "train/000000", change)
     assert f"product {product!r}: {first_row(shards)['key']}.json is malformed (KeyError('title'))" in faults(shards)

@@ -31,8 +31,8 @@ def draw(seed: int, count: int, prefixes: list[str]) -> tuple[list[Edit], int]:
 class Asked:
     """Runs the chosen tests on one mutant, in whichever tree is free."""
 
-    def __init__(self, trees: list[Tree], records: dict[str, dict], jobs: int):
-        self._free, self._records, self._jobs = list(trees), records, jobs
+    def __init__(self, trees: list[Tree], records: dict[str, dict]):
+        self._free, self._records = list(trees), records
         self._lock = threading.Lock()
 
     def __call__(self, trial: Trial) -> Outcome:
@@ -47,9 +47,11 @@ class Asked:
             self._free.append(tree)
 
     def _ask(self, tree: Tree, trial: Trial, selection: Selection) -> Outcome:
-        for tests in filter(None, (selection.first, selection.others)):
+        for tests, seconds in zip((selection.first, selection.others), selection.seconds, strict=True):
+            if not tests:
+                continue
             files = list(dict.fromkeys(test.split("::")[0] for test in tests))
-            limit = 60.0 + PATIENCE * self._jobs * selection.seconds
+            limit = 60.0 + PATIENCE * seconds
             status = tree.run(files, trial.edits, limit, chosen=list(tests))
             if status is None:
                 # Slow machine or endless loop? The same tests without the mutant tell.
@@ -110,7 +112,7 @@ def main(arguments: list[str] | None = None, description: str = "") -> int:
             paths = {edit.path for trial in trials for edit in trial.edits}
             files = [name for name in files if any(distance(name, path) < 2 for path in paths)]
         records = coverage_map.records(files, trees, _say, options.fresh)
-        survivors = run_all(trials, Asked(trees, records, len(trees)), len(trees), total, options.show)
+        survivors = run_all(trials, Asked(trees, records), len(trees), total, options.show)
     finally:
         for tree in trees:
             tree.close()

@@ -12,7 +12,8 @@ FUNCTIONS = {
 """(file, function): why nothing in it is mutated."""
 
 _MESSAGE_ARGUMENTS = {"help", "metavar", "description", "epilog", "prog", "formatter_class", "usage"}
-_COMMUTATIVE = {"min", "max", "minimum", "maximum", "gcd", "equal", "array_equal", "logical_and", "logical_or"}
+_COMMUTATIVE = {"min", "max", "minimum", "maximum", "gcd", "equal", "array_equal", "transpose", "swapaxes"}
+"""Functions of two arguments whose order means nothing."""
 _PRINTING = {"print", "warn", "add_argument_group"}
 
 
@@ -34,8 +35,8 @@ def skipped_fields(node: ast.AST) -> set[str]:
         skipped |= {"value"}
     if isinstance(node, ast.keyword) and node.arg in _MESSAGE_ARGUMENTS:
         skipped |= {"value"}
-    if isinstance(node, ast.Call) and called(node) in _PRINTING:
-        skipped |= {"args"}
+    if called(node) in _PRINTING:
+        skipped |= {"args", "keywords"}
     if isinstance(node, ast.FormattedValue):
         # Digits after the point and the like.
         skipped |= {"format_spec"}
@@ -44,6 +45,8 @@ def skipped_fields(node: ast.AST) -> set[str]:
 
 def is_excluded(node: ast.AST, what: str) -> bool:
     """Single mutants that are no change of behaviour, or one that nothing can show."""
+    if called(node) in _PRINTING:
+        return True
     if isinstance(node, ast.Call) and what.startswith("drop argument "):
         name = what.split()[2]
         # zip(strict=True) is an assertion; help= and the like are words.

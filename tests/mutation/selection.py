@@ -27,7 +27,8 @@ class Selection:
 
     first: tuple[str, ...]
     others: tuple[str, ...]
-    seconds: float
+    seconds: tuple[float, float]
+    """Processor time of each of the two without a mutant."""
     left_out: int
 
 
@@ -56,7 +57,8 @@ def select(edits: Sequence[Edit], records: dict[str, dict]) -> Selection:
     own = _file(kept[0]) if kept else ""
     first = tuple(test for test in kept if _file(test) == own)
     others = tuple(test for test in kept if _file(test) != own)
-    return Selection(first, others, total, len(ordered) - len(kept))
+    first_seconds = sum(seconds[test] for test in first)
+    return Selection(first, others, (first_seconds, total - first_seconds), len(ordered) - len(kept))
 
 
 def distance(test_file: str, path: str) -> int:
