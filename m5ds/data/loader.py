@@ -89,9 +89,7 @@ class Loader:
         self._training = training
         self._num_threads = config.num_threads
         self._prefetch_steps = config.prefetch_steps
-        self._order = Order(
-            reader.shard_sizes, seed, config.chunk_size, config.window_chunks, shuffle=training
-        )
+        self._order = Order(reader.shard_sizes, seed, config.chunk_size, config.window_chunks, shuffle=training)
         self._maker = MicroBatchMaker(
             self._specs,
             tokenizer,
