@@ -327,6 +327,7 @@ def test_a_matrix_that_is_not_the_identity_turns_a_clip(version: int) -> None:
         (turned + upright, True),
         (b"no track", False),
         (upright + b"tkhd\0", False),
+        (upright + b"tkhd\0\0", True),
     ):
         assert is_turned(data, "mov") is expected
         assert not is_turned(data, "matroska") and not is_turned(data, "avi")
@@ -335,4 +336,4 @@ def test_a_matrix_that_is_not_the_identity_turns_a_clip(version: int) -> None:
 def test_a_projection_ahead_of_the_first_cluster_may_turn_a_clip() -> None:
     roll, cluster = b"\x76\x75", b"\x1f\x43\xb6\x75"
     assert is_turned(b"head" + roll + cluster, "matroska") and not is_turned(b"head" + roll + cluster, "avi")
-    assert not is_turned(b"head" + cluster + roll, "matroska") and not is_turned(b"head" + roll, "matroska")
+    assert not is_turned(b"head" + cluster + roll, "matroska") and not is_turned(b"head" + roll + b"tail", "matroska")

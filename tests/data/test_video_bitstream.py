@@ -32,7 +32,7 @@ def vp9(
     width: int = WIDTH,
     from_reference: int | None = None,
 ) -> bytes:
-    """An uncompressed header (VP9 bitstream specification, 6.2), its colours always those of BT.601 but by `colours`."""
+    """An uncompressed header (VP9 bitstream specification, 6.2)."""
     fields = [(marker, 2), (profile & 1, 1), (profile >> 1, 1)]
     fields += [(0, 1)] if profile == 3 else []
     fields.append((again, 1))
