@@ -69,7 +69,7 @@ def ramp(count: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("make", [lambda samples: wav(samples[:, None]), in_matroska], ids=["whole", "by packets"])
-@pytest.mark.parametrize("count", [WINDOW - 100, WINDOW, WINDOW + 300, 2 * WINDOW, 2 * WINDOW + 100, 3 * WINDOW])
+@pytest.mark.parametrize("count", [WINDOW - 80, WINDOW, WINDOW + 320, 2 * WINDOW, 2 * WINDOW + 160, 3 * WINDOW])
 def test_a_window_holds_the_samples_that_its_start_names(make, count: int) -> None:
     """The start is a share of what the sound is longer than its window."""
     runtime = Heard()
