@@ -132,6 +132,10 @@ def test_one_bad_sound_of_a_call_is_left_out_and_asked_for_once_more_alone() -> 
     _by_dali(Fails(), items, [0, 1, 2, 3], lambda index, sound, rate: kept.update({index: (len(sound), rate)}))
     assert asked == [[b"good", b"bad", b"x", b"fine"], [b"good"], [b"bad"], [b"x"], [b"fine"]]
     assert kept == {0: (3, 8000.0), 3: (3, 8000.0)}, "an empty sound is not kept"
+    asked.clear()
+    _by_dali(Fails(), items, [1, 3], lambda index, sound, rate: None)
+    _by_dali(Fails(), items, [1], lambda index, sound, rate: None)
+    assert asked == [[b"bad", b"fine"], [b"bad"], [b"fine"], [b"bad"]]
 
 
 @pytest.mark.parametrize("planar", [False, True])
