@@ -154,8 +154,6 @@ def jpeg_frame(data: bytes, start: int = 0) -> tuple[int, int, int, int] | None:
             if precision != 8:
                 return None
             frame = (height, width, components)
-        if length < 2:
-            return None
         place += 2 + length
     return None
 

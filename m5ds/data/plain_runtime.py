@@ -15,7 +15,7 @@ from itertools import chain
 import av
 import numpy as np
 import torch
-from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -107,10 +107,7 @@ def _frames(data: bytes, numbers: Sequence[int]) -> list[Tensor]:
 
 
 def _rgb(reformatter: VideoReformatter, frame: av.VideoFrame) -> Tensor:
-    # BT.601 whatever the file says, as DALI does.
-    picture = reformatter.reformat(
-        frame, format="rgb24", src_colorspace=Colorspace.ITU601, interpolation=_CHROMA, threads=1
-    ).to_ndarray()
+    picture = reformatter.reformat(frame, format="rgb24", interpolation=_CHROMA, threads=1).to_ndarray()
     return torch.from_numpy(np.ascontiguousarray(picture))
 
 

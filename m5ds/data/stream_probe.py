@@ -53,14 +53,16 @@ _STREAM_MAGIC: tuple[tuple[int, bytes, str], ...] = (
 
 _JUNK_BYTES = 2**16
 """How far FFmpeg's MP3 demuxer looks for the first frame."""
-_MP3_KBITS = {  # by (is version 1, layer)
-    (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
-    (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
-    (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    (False, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
-    (False, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-    (False, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+_LOW_KBITS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+_MP3_KBITS = {
+    (True, 1): range(32, 480, 32),
+    (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (False, 2): _LOW_KBITS,
+    (False, 3): _LOW_KBITS,
 }
+"""Rates of the numbers 1 to 14, by (is version 1, layer)."""
 _H264_SPS = re.compile(
     rb"\x00\x00\x01[\x07\x27\x47\x67][\x2c\x42\x4d\x53\x56\x58\x64\x6e\x76\x7a\x80\x86\x87\x8a\x8b\xf4]"
 )
@@ -142,7 +144,7 @@ def _mp3_frames(data: bytes, place: int, count: int) -> bool:
             return False
         kind = version, layer, rate
         hertz = (44100, 48000, 32000)[rate] >> {3: 0, 2: 1, 0: 2}[version]
-        kbits, padding = _MP3_KBITS[version == 3, layer][bits], data[place + 2] >> 1 & 1
+        kbits, padding = _MP3_KBITS[version == 3, layer][bits - 1], data[place + 2] >> 1 & 1
         if layer == 1:
             place += (12000 * kbits // hertz + padding) * 4
         else:

@@ -1,4 +1,4 @@
-"""The frame sizes that VP8, VP9 and MJPEG packets themselves claim.
+"""The frame sizes that VP8, VP9 and MJPEG packets themselves claim, and the colours of VP9.
 
 DALI's CPU decoder writes past its buffers when a packet's frame is larger than the container says (a damaged bit is
 enough), so a clip goes to it only when every packet's own size agrees. Sources: RFC 6386 section 9.1 (VP8), the VP9
@@ -8,6 +8,8 @@ bitstream specification sections 6.2 and 7.2 and its annex B (superframes).
 from m5ds.data.media_probe import jpeg_frame
 
 _VP9_SYNC = 0x498342
+_VP9_MATRICES = (0, 1, 3)
+"""Colour spaces that DALI converts rightly: unknown, BT.601 and its other name, SMPTE 170M."""
 
 
 class _Bits:
@@ -27,7 +29,9 @@ class _Bits:
 
 
 def packet_agrees(codec: str, packet: bytes, height: int, width: int) -> bool:
-    """Whether a packet of a `vp8`, `vp9` or `mjpeg` stream shows one picture and claims no size but height x width."""
+    """Whether a packet of a `vp8`, `vp9` or `mjpeg` stream shows one picture, claims no size but height x width and no
+    colours but those of BT.601.
+    """
     try:
         if codec == "vp8":
             return _vp8_agrees(packet, height, width)
@@ -108,7 +112,8 @@ def _vp9_agrees(frame: bytes, height: int, width: int) -> bool:
     if not is_inter_frame:
         if bits.take(24) != _VP9_SYNC:
             return False
-        bits.take(3)  # colour space; sRGB is not in profile 0
+        if bits.take(3) not in _VP9_MATRICES:
+            return False
         bits.take(1)  # colour range
         return _vp9_size_agrees(bits, height, width)
     is_intra_only = 0 if is_shown else bits.take(1)

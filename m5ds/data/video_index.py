@@ -25,6 +25,9 @@ CODEC_OPTIONS = {"max_pixels": str(MAX_VIDEO_PIXELS)}
 _OPEN_SECONDS = 30.0
 """FFmpeg's own limit for a demuxer that makes no progress."""
 
+_DALI_MATRICES = (2, 5, 6)
+"""FFmpeg's numbers of the colours that DALI converts rightly: unspecified, and the two names of BT.601. Any other clip
+would be taken for BT.601 too."""
 DALI_CPU_CODECS = ("vp8", "vp9", "mjpeg")
 DALI_GPU_CODECS = ("h264", "hevc", "av1", "libdav1d", *DALI_CPU_CODECS)
 _WITHOUT_TIMESTAMPS = ("avi", "h264", "hevc", "m4v", "mpegvideo")
@@ -119,7 +122,7 @@ def video_index(data: bytes, on_gpu: bool) -> VideoIndex:
         counted |= container_format in _WITHOUT_TIMESTAMPS or (shown == seen and context.has_b_frames)
         counted |= _PACKED.search((context.extradata or b"") + bytes(packets[0])) is not None
     dali = len(seen) == len(packets) and not counted and codec in (DALI_GPU_CODECS if on_gpu else DALI_CPU_CODECS)
-    dali = dali and not is_turned(data, container_format)
+    dali = dali and context.colorspace in _DALI_MATRICES and not is_turned(data, container_format)
     if dali and not on_gpu:
         dali = all(packet_agrees(codec, bytes(packet), stream.height, stream.width) for packet in packets)
     starts = [time[number] for number in shown]

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ffmpeg_cases import HEIGHT, WIDTH, clip, copied, frames_of
+from ffmpeg_cases import HEIGHT, WIDTH, clip, copied, ffmpeg, frames_of
 from media_samples import item
 
 from m5ds.data.decode import PIXEL_MEAN, PIXEL_STD, Decoder
@@ -122,3 +122,39 @@ def test_raw_streams_are_told_by_their_first_units(tmp_path: Path) -> None:
         data = clip(tmp_path / name, *options, frames=3).read_bytes()
         assert stream_format(data) == demuxer
     assert WIDTH == HEIGHT, "the centred square is the whole picture"
+
+
+COLOURS = "color=red:size=48x48:rate=25,format=rgb24,geq=r='200':g='80+2*X':b='40+3*Y'"
+
+
+@pytest.mark.parametrize("container", ["webm", "mp4", "ivf"])
+@pytest.mark.parametrize(
+    ("codec", "matrix", "dali"),
+    [
+        ("libvpx-vp9", "bt709", False),
+        ("libvpx-vp9", "bt2020nc", False),
+        ("libvpx-vp9", "smpte240m", False),
+        ("libvpx-vp9", "smpte170m", True),
+        ("libvpx-vp9", "bt470bg", True),
+        ("libvpx-vp9", "unknown", True),
+        ("libx264", "bt709", False),
+    ],
+)
+def test_colours_are_those_of_the_clips_own_matrix(
+    decoder: Decoder, tmp_path: Path, codec: str, matrix: str, dali: bool, container: str
+) -> None:
+    """DALI takes every clip for BT.601, which would move these colours by 13 to 32 levels."""
+    if codec == "libx264" and container != "mp4":
+        pytest.skip("one container is enough")
+    path = tmp_path / f"clip.{container}"
+    written = {"bt2020nc": "bt2020", "bt709": "bt709", "smpte240m": "smpte240m"}.get(matrix, "bt601")
+    filters = f"{COLOURS},scale=out_color_matrix={written}:out_range=tv,format=yuv420p,setparams=colorspace={matrix}"
+    ffmpeg("-f", "lavfi", "-i", filters, "-frames:v", 3, "-c:v", codec, "-crf", 4, "-b:v", "2M", path)
+    raw = ffmpeg("-i", path, "-pix_fmt", "rgb24", "-f", "rawvideo", "-")
+    expected_HW3 = np.frombuffer(raw, np.uint8).reshape(-1, HEIGHT, WIDTH, 3)[1].astype(np.float32)
+    assert video_index(path.read_bytes(), on_gpu=False).dali is dali
+    spec = VideoTubes(frames=1, size=HEIGHT, patch=16, tube_frames=1)
+    values = decoder.videos([item(path.read_bytes())], spec, [None], [[0.5]]).values[0, 0]
+    made_HW3 = ((values * PIXEL_STD + PIXEL_MEAN) * 255).permute(1, 2, 0).numpy()
+    # The decoders spread the halved colours by other filters.
+    assert np.abs(made_HW3 - expected_HW3).max() < 7
