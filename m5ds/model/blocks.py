@@ -76,7 +76,7 @@ def plan_parts(names: Sequence[str], chosen: Sequence[bool], shared: bool) -> tu
     parts: list[Part] = []
     for m, name in enumerate(names):
         key = "" if not chosen[m] else "shared" if shared else name
-        if parts and parts[-1][0] == key and key in ("", "shared"):
+        if parts and parts[-1][0] == key:
             parts[-1] = (key, parts[-1][1], m + 1)
         else:
             parts.append((key, m, m + 1))

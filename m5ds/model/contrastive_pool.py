@@ -24,7 +24,8 @@ class ContrastivePool:
         self._pairs, self._gather = pairs, gather
         self._collected: list[tuple[Tensor | None, ...]] = []
         self._cached: CachedGradients | None = None
-        self._start = 0
+        self._next_row: int | None = None
+        """Of the second pass: the first product of the micro-batch that comes next; None before its first call."""
 
     @property
     def collecting(self) -> bool:
@@ -70,9 +71,9 @@ class ContrastivePool:
             kept = (features_BMR, present_BM, logit_weight_BP, loss_weight_BP, logit_scale, coefficient_P)
             self._collected.append(tuple(None if value is None else value.detach() for value in kept))
             return torch.zeros(len(self._pairs), device=features_BMR.device)
-        cached, is_first = self._cached, self._start == 0
-        rows = slice(self._start, self._start + features_BMR.shape[0])
-        self._start = rows.stop
+        cached, is_first, start = self._cached, self._next_row is None, self._next_row or 0
+        rows = slice(start, start + features_BMR.shape[0])
+        self._next_row = rows.stop
         sums_P = cached.losses_P2.mean(1) if is_first else torch.zeros_like(cached.losses_P2[:, 0])
         gradients = (
             cached.features_BMD[rows],

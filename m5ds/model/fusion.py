@@ -4,7 +4,6 @@ M modalities in table order. visibility[i][j] is True iff query rows of modality
 product.
 """
 
-import dataclasses
 from dataclasses import dataclass
 
 from m5ds.config import BlockConfig, ModelConfig
@@ -80,14 +79,11 @@ def layers(config: ModelConfig) -> tuple[LayerSpec, ...]:
     """All layers of the model in order. Raises ValueError naming the block."""
     found: list[LayerSpec] = []
     for name, block in config.blocks.items():
-        try:
-            first = _layer(name, block, config)
-        except ValueError as error:
-            raise ValueError(f"model.blocks.{name}: {error}") from error
-        found += [
-            dataclasses.replace(first, name=f"{name}_{repetition}", index=len(found) + repetition)
-            for repetition in range(block.repeat)
-        ]
+        for repetition in range(block.repeat):
+            try:
+                found.append(_layer(f"{name}_{repetition}", len(found), block, config))
+            except ValueError as error:
+                raise ValueError(f"model.blocks.{name}: {error}") from error
     return tuple(found)
 
 
@@ -96,7 +92,7 @@ def num_unimodal(found: tuple[LayerSpec, ...]) -> int:
     return next((number for number, layer in enumerate(found) if not layer.is_unimodal), len(found))
 
 
-def _layer(name: str, block: BlockConfig, config: ModelConfig) -> LayerSpec:
+def _layer(name: str, index: int, block: BlockConfig, config: ModelConfig) -> LayerSpec:
     names = config.modality_names
     for field, entries in (("updates", block.updates), ("causal", block.causal)):
         for entry in entries or []:
@@ -107,7 +103,7 @@ def _layer(name: str, block: BlockConfig, config: ModelConfig) -> LayerSpec:
         raise ValueError(f"num_heads {num_heads} must divide hidden_size {config.hidden_size}")
     return LayerSpec(
         name=name,
-        index=0,
+        index=index,
         visibility=visibility_matrix(block.visibility, names),
         updates=tuple(block.updates is None or entry in block.updates for entry in names),
         causal=tuple(entry in block.causal for entry in names),

@@ -35,7 +35,7 @@ class Contrastive(nn.Module):
         super().__init__()
         self.pairs = pairs
         self.initial_log_scale = math.log(1.0 / config.temperature)
-        self.learned = config.learn_temperature and bool(pairs)
+        self.learned = config.learn_temperature
         if self.learned:
             self.logit_scale = nn.Parameter(torch.zeros(1))
 

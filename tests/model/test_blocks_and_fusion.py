@@ -1,11 +1,14 @@
 """Blocks: visibility, updates, sharing, norms; and how a run's block list becomes layers."""
 
+import dataclasses
+
 import pytest
 import torch
 from model_cases import all_patterns, backward, batch_of, build, run, tiny_spec
 
 from m5ds.config import BlockConfig, ModelConfig
 from m5ds.model import fusion
+from m5ds.model.blocks import plan_parts
 
 NAMES = ("image", "text", "table")
 
@@ -133,3 +136,56 @@ def test_a_modality_without_summary_is_contrasted_with_nothing(tmp_path):
     output = run(build(spec), batch_of(spec, [[True] * 5] * 3))
     assert sum("table" in name for name in output.losses) == 0 and len(output.losses) == 5 + 6
     assert not output.fused_BMD[:, 2].any() and not output.unimodal_BMD[:, 2].any()
+
+
+def test_a_product_with_one_row_has_it_as_its_mean(tmp_path):
+    """Its neighbours in the buffer have more rows, and products without the modality none."""
+    spec = tiny_spec(tmp_path, "modalities.table.cls=mean", "blocks.cross.norm=post")
+    batch = batch_of(spec, [[True] * 5, [True] * 5, [True, True, False, True, True]])
+    table = batch.modalities["table"]
+    kept = [0, *range(int(table.length_B[0]), table.num_rows)]
+    fields = {name: value[kept] for name, value in vars(table).items() if name != "length_B" and value is not None}
+    fields["length_B"] = torch.tensor([1, int(table.length_B[1]), 0])
+    batch.modalities["table"] = dataclasses.replace(table, **fields)
+    output = run(build(spec).eval(), batch, masked=False)
+    rows = output.fused_TD[output.layout.slab[2] : output.layout.slab[3]]
+    torch.testing.assert_close(output.fused_BMD[0, 2], rows[0])
+    torch.testing.assert_close(output.fused_BMD[1, 2], rows[1:].mean(0))
+    assert not output.fused_BMD[2, 2].any()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "shared", "parts"),
+    [
+        ((True, True, True), True, (("shared", 0, 3),)),
+        ((True, True, True), False, (("image", 0, 1), ("text", 1, 2), ("table", 2, 3))),
+        ((False, False, True), True, (("", 0, 2), ("shared", 2, 3))),
+        ((True, False, True), True, (("shared", 0, 1), ("", 1, 2), ("shared", 2, 3))),
+        ((False, True, False), False, (("", 0, 1), ("text", 1, 2), ("", 2, 3))),
+        ((False, False, False), False, (("", 0, 3),)),
+    ],
+)
+def test_parts_are_runs_of_modalities_with_the_same_weights(chosen, shared, parts):
+    assert plan_parts(NAMES, chosen, shared) == parts
+
+
+def test_a_layer_is_its_block_with_every_default_filled_in(tmp_path):
+    spec = tiny_spec(tmp_path)
+    blocks = {
+        "own": BlockConfig(num_heads=4, ffn_dim=20, norm="post", activation="relu", updates=["text"], causal=["table"]),
+        "plain": BlockConfig(repeat=2, visibility="all", attention_weights="shared", ffn_weights="per_modality"),
+    }
+    own, *plain = fusion.layers(dataclasses.replace(spec, blocks=blocks))
+    assert (own.name, own.index, own.num_heads, own.ffn_dim, own.pre_norm) == ("own_0", 0, 4, 20, False)
+    assert own.activation == "relu" and own.updates == (False, True, False, False, False)
+    assert own.causal == (False, False, True, False, False) and own.attends == own.updates and own.is_unimodal
+    for number, layer in enumerate(plain):
+        assert (layer.name, layer.index, layer.num_heads, layer.ffn_dim) == (f"plain_{number}", 1 + number, 2, 24)
+        assert layer.shared_attention and not layer.shared_ffn and not layer.is_unimodal
+        assert layer.updates == layer.attends == (True,) * 5 and layer.causal == (False,) * 5
+
+
+def test_heads_must_divide_the_width_by_name(tmp_path):
+    spec = tiny_spec(tmp_path)
+    with pytest.raises(ValueError, match=r"model.blocks.odd: num_heads 3 must divide hidden_size 16"):
+        fusion.layers(dataclasses.replace(spec, blocks={"odd": BlockConfig(num_heads=3)}))

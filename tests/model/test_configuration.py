@@ -6,7 +6,7 @@ import pytest
 from model_cases import tiny_spec
 
 from m5ds.model.configuration import M5Config
-from m5ds.model.remote_code import AUTO_MAP
+from m5ds.model.remote_code import AUTO_MAP, write_remote_code
 
 
 class Tokens:
@@ -78,3 +78,21 @@ def test_a_loaded_class_does_not_save_a_copy_of_its_code(tmp_path):
     M5Config.register_for_auto_class("AutoConfig")
     M5Config.from_spec(tiny_spec(tmp_path)).save_pretrained(tmp_path / "saved")
     assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["config.json", "modeling_m5ds.py"]
+
+
+def test_the_loading_file_is_written_into_a_new_folder_and_over_an_old_one(tmp_path):
+    folder = tmp_path / "not" / "yet"
+    write_remote_code(folder)
+    file = folder / "modeling_m5ds.py"
+    expected = file.read_text()
+    file.write_text("old")
+    write_remote_code(str(folder))
+    assert file.read_text() == expected and "from m5ds.hub import M5Config, M5ForPretraining, M5Processor" in expected
+    assert {value.partition(".")[0] for value in AUTO_MAP.values()} == {file.stem}
+
+
+def test_an_unknown_key_of_a_block_is_named_with_its_place(tmp_path):
+    config = M5Config.from_spec(tiny_spec(tmp_path))
+    config.model["blocks"]["cross"]["hight"] = 3
+    with pytest.raises(ValueError, match=r"config.json: model.blocks.cross.hight: .*got 3"):
+        _ = config.spec

@@ -15,6 +15,10 @@ def test_the_mean_and_sum_are_over_present_modalities_alone():
     assert pool(STATES, PRESENT, "mean", False).tolist() == [[-3.0, 1.25], [0.0, 0.0]]
 
 
+def test_the_mean_of_one_modality_is_itself():
+    assert pool(STATES[:1], torch.tensor([[False, True, False]]), "mean", False).tolist() == [[3.0, 5.0]]
+
+
 def test_concat_keeps_every_place():
     assert pool(STATES, PRESENT, "concat", False).tolist() == [[1.0, 2.0, 0.0, 0.0, -7.0, 0.5], [0.0] * 6]
 

@@ -130,3 +130,37 @@ def test_the_penalty_is_taken_once_per_optimizer_step(tmp_path):
     halves = [batch_of(spec, patterns[part], ids=whole.ids[part]) for part in (slice(0, 10), slice(10, None))]
     summed = sum(run(model, half, counts=counts).loss for half in halves)
     torch.testing.assert_close(summed, run(model, whole, counts=counts).loss, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("learned", (5,)), ("paper_literal", (3, 3))])
+def test_scores_start_at_zero(kind, shape):
+    harmony = Harmony(HarmonyConfig(kind=kind), 3, PAIRS)
+    assert torch.equal(harmony.scores, torch.zeros(shape))
+    assert harmony.initial_value("scores") == 0.0 and harmony.initial_value("other") is None
+
+
+def test_terms_that_take_no_part_have_weight_one_and_share_no_penalty():
+    harmony = learned(strength=0.5)
+    with torch.no_grad():
+        harmony.scores.copy_(torch.tensor([0.0, math.log(3), 9.0, -4.0, 0.0]))
+    weights = harmony(torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool), (True, True, False, False, False))
+    torch.testing.assert_close(weights.task_scale_M, torch.tensor([0.5, 1.5, 1.0]))
+    assert torch.equal(weights.pair_scale_P, torch.ones(2))
+    # Twice the divergence of (1/4, 3/4) from equal shares.
+    expected = 0.5 * 2 * (0.25 * math.log(0.25 * 2) + 0.75 * math.log(0.75 * 2))
+    assert weights.penalty.item() == pytest.approx(expected, rel=1e-5)
+    none = harmony(torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool), (False,) * 5)
+    assert torch.equal(none.task_scale_M, torch.ones(3)) and torch.equal(none.pair_scale_P, torch.ones(2))
+    assert none.penalty == 0.0
+
+
+@pytest.mark.parametrize("kind", ["learned", "paper_literal"])
+def test_an_empty_batch_has_weights_of_one(kind):
+    harmony = Harmony(HarmonyConfig(kind=kind), 3, PAIRS)
+    weights = harmony(torch.zeros(0, 3, 4), torch.ones(0, 3, dtype=torch.bool), ALL_ON)
+    assert torch.equal(weights.task_scale_M, torch.ones(3)) and torch.equal(weights.pair_scale_P, torch.ones(2))
+
+
+def test_without_harmony_there_is_no_weight():
+    weights = Harmony(HarmonyConfig(), 3, PAIRS)(torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool), ALL_ON)
+    assert weights == (None,) * 7

@@ -90,6 +90,29 @@ def test_loading_refuses_missing_keys(tmp_path):
         M5ForPretraining.from_pretrained(tmp_path / "saved")
 
 
+def test_loading_refuses_what_the_model_has_no_place_for(tmp_path):
+    model = build(tiny_spec(tmp_path))
+    state = {**model.state_dict(), "blocks.cross_9.extra": torch.zeros(2)}
+    model.save_pretrained(tmp_path / "saved", state_dict=state)
+    with pytest.raises(ValueError, match=r"saved: unexpected keys: blocks.cross_9.extra; the files belong to another"):
+        M5ForPretraining.from_pretrained(tmp_path / "saved")
+
+
+def test_loading_refuses_other_shapes_even_where_the_caller_would_not(tmp_path):
+    model = build(tiny_spec(tmp_path))
+    state = {**model.state_dict(), "embeddings.image_cls": torch.zeros(3)}
+    model.save_pretrained(tmp_path / "saved", state_dict=state)
+    with pytest.raises(ValueError, match=r"mismatched keys: .*embeddings.image_cls"):
+        M5ForPretraining.from_pretrained(tmp_path / "saved", ignore_mismatched_sizes=True)
+
+
+def test_loading_tells_what_was_loaded_where_asked(tmp_path):
+    build(tiny_spec(tmp_path)).save_pretrained(tmp_path / "saved")
+    model, info = M5ForPretraining.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert isinstance(model, M5ForPretraining) and not info["missing_keys"]
+    assert isinstance(M5ForPretraining.from_pretrained(tmp_path / "saved"), M5ForPretraining)
+
+
 def test_configuration_survives_json(tmp_path):
     spec = tiny_spec(tmp_path, base="scale")
     settings = M5Config.from_spec(spec, vocab_size=VOCAB_SIZE, mask_id=4, special_ids=[0, 4])
@@ -279,7 +302,33 @@ def test_no_weight_decay_names_hold_vectors_and_harmony(tmp_path):
     assert not any(name.endswith(("fc1.weight", "qkv.weight")) for name in names)
 
 
-def test_a_sixth_modality_takes_a_table_row_an_embedder_a_head_and_a_yaml(tmp_path):
+def test_partitioned_parameters_are_judged_by_their_whole_shape(tmp_path):
+    """Under ZeRO-3 every parameter is a flat shard; DeepSpeed keeps its shape beside it."""
+    model = build(tiny_spec(tmp_path))
+    expected = model.no_weight_decay_names()
+    for parameter in model.parameters():
+        parameter.ds_shape, parameter.data = parameter.shape, parameter.data.flatten()
+    assert model.no_weight_decay_names() == expected and "embeddings.text_token" not in expected
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+def test_the_logit_scale_starts_at_the_inverse_temperature(tmp_path, temperature):
+    model = build(tiny_spec(tmp_path, f"contrastive.temperature={temperature}"))
+    assert model.contrastive.logit_scale.exp().item() == pytest.approx(1 / temperature)
+    fixed = build(tiny_spec(tmp_path, "contrastive.learn_temperature=false"))
+    assert "contrastive.logit_scale" not in dict(fixed.named_parameters())
+
+
+def test_a_model_without_pairs_has_no_contrastive_part(tmp_path):
+    model = build(tiny_spec(tmp_path, "contrastive.pairs=none"))
+    assert not hasattr(model, "contrastive") and len(model.projections) == 0
+    assert set(run(model, batch_of(model.spec, FULL)).losses) == {"mrp", "mlm", "mem", "mfp", "mam"}
+
+
+def test_a_sixth_modality_takes_a_table_row_an_embedder_a_head_and_a_yaml(tmp_path, monkeypatch):
+    for module, registry in ((embeddings, "_EMBEDDERS"), (heads, "_HEADS")):
+        monkeypatch.setattr(module, registry, dict(getattr(module, registry)))
+
     @embeddings.register("toy_embedder")
     class ToyEmbedder(embeddings.ProjectedRows):
         pass

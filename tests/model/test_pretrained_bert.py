@@ -300,3 +300,29 @@ def test_a_model_without_init_from_is_left_alone(tmp_path):
     before = {name: value.clone() for name, value in model.named_parameters()}
     assert load_initial_weights(model) == []
     assert all(torch.equal(before[name], value) for name, value in model.named_parameters())
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_bert_may_have_as_many_layers_as_are_filled_or_more(tmp_path, bert, layers):
+    spec = spec_for(tmp_path, f"blocks.unimodal.repeat={layers}")
+    model = build(spec).eval()
+    assert len(load_initial_weights(model)) == 5 + 12 * layers
+    tokens, found = text_states(model, spec, layers)
+    expected = bert(tokens, output_hidden_states=True).hidden_states[layers][0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_single_token_type_is_enough(tmp_path):
+    source = encoder_in(tmp_path / "bert", type_vocab_size=1)
+    model = build(spec_for(tmp_path))
+    load_initial_weights(model)
+    assert torch.equal(model.embeddings.text_modality, source.embeddings.token_type_embeddings.weight[0])
+
+
+def test_only_the_layers_before_fusion_are_filled(tmp_path, bert):
+    model = build(spec_for(tmp_path))
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    filled = set(load_initial_weights(model))
+    changed = {name for name, value in model.named_parameters() if not torch.equal(before[name], value)}
+    assert changed == filled
+    assert not any("cross" in name or "image" in name for name in filled)

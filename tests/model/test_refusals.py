@@ -6,6 +6,7 @@ from model_cases import backward, batch_of, build, run, tiny_spec
 
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
+from m5ds.model.masking import count_targets
 
 FULL = [[True] * 5] * 2
 
@@ -52,3 +53,46 @@ def test_activation_checkpointing_runs_every_block_again_in_the_backward_pass(tm
     with torch.no_grad():
         run(model, batch_of(model.spec, FULL))
     assert sorted(calls) == sorted(model.blocks)
+    calls.clear()
+    run(model.eval(), batch_of(model.spec, FULL)).loss.backward()
+    assert sorted(calls) == sorted(model.blocks)
+
+
+def test_activation_checkpointing_serves_gradients_of_chosen_tensors(tmp_path):
+    """Reentrant checkpoints know `backward` alone, and lose the gradient where a block's input has none."""
+    model = build(tiny_spec(tmp_path, "dropout=0.2"), activation_checkpointing=True)
+    plain = build(model.spec)
+    batch = batch_of(model.spec, FULL)
+    name = "blocks.unimodal_0.ffn.text.fc1.weight"
+    found, expected = (
+        torch.autograd.grad(run(each, batch).loss, dict(each.named_parameters())[name])[0] for each in (model, plain)
+    )
+    assert torch.equal(found, expected) and found.any()
+
+
+def test_transformers_own_checkpointing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"does not support (gradient|activation) checkpointing"):
+        build(tiny_spec(tmp_path)).gradient_checkpointing_enable()
+
+
+@pytest.mark.parametrize("name", ["mrp", "mam", "itc/image-text", "itc/video-audio", "products"])
+def test_counts_that_lack_any_loss_are_refused(tmp_path, name):
+    model = build(tiny_spec(tmp_path))
+    batch = batch_of(model.spec, FULL)
+    counts = count_targets(batch, model.config, 7)
+    del counts[name]
+    with pytest.raises(ValueError, match=f"counts lacks {name};"):
+        run(model, batch, counts=counts)
+
+
+def test_a_loss_is_divided_by_its_count_down_to_one(tmp_path):
+    model = build(tiny_spec(tmp_path, "harmony={kind: learned}")).double()
+    with torch.no_grad():
+        model.harmony.scores.copy_(torch.linspace(-1, 1, len(model.harmony.scores)))
+    batch = batch_of(model.spec, FULL)
+    own = count_targets(batch, model.config, 7)
+    by_count = {count: run(model, batch, counts=dict.fromkeys(own, count)) for count in (1, 2, 4)}
+    for count in (2, 4):
+        torch.testing.assert_close(count * by_count[count].loss, by_count[1].loss)
+        for name, loss in by_count[1].losses.items():
+            torch.testing.assert_close(count * by_count[count].losses[name], loss)

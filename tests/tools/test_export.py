@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import BertTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoProcessor, BertTokenizerFast
 
 from m5ds.data.quickstart import SHARDS, TOKENIZER, prepare_quickstart
 from m5ds.data.tokenizer import load_tokenizer
@@ -29,15 +27,9 @@ from m5ds.processor import M5Processor
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "downstream"))
 from downstream_examples import tiny_run  # noqa: E402
+from export_cases import read_products, run_in_an_empty_folder, write_media  # noqa: E402
 
 from m5ds.config import DataConfig, TokenizerConfig  # noqa: E402
-
-PRELUDE = """
-import sys
-sys.modules["nvidia.dali"] = None
-import numpy as np, torch
-from transformers import AutoConfig, AutoModel, AutoProcessor
-"""
 
 
 @pytest.fixture(scope="module")
@@ -67,37 +59,6 @@ def exported(tmp_path: Path, pretrained: Pretrained) -> Path:
     return out
 
 
-def run_in_an_empty_folder(tmp_path: Path, code: str, prelude: str = PRELUDE) -> str:
-    """stdout of the code, run where no file of ours lies and nothing but site-packages can be imported."""
-    empty = tmp_path / "empty"
-    empty.mkdir(exist_ok=True)
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "default"}
-    done = subprocess.run(
-        [sys.executable, "-c", prelude + code], cwd=empty, env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-def write_media(shards: Path, folder: Path, products) -> list[dict]:
-    """The products as their owner has them: files on disk and strings; in JSON."""
-    fields = {"image": "images", "video": "videos", "audio": "audios"}
-    raw = []
-    for place, product in enumerate(products):
-        given = {"id": product.id, "title": product.title, "description": product.description}
-        given["attributes"] = dict(product.attributes)
-        for name, media in product.media.items():
-            paths = []
-            for number, medium in enumerate(media):
-                path = folder / f"{place}-{name}-{number}{Path(medium.name).suffix}"
-                path.write_bytes(medium.data)
-                paths.append(str(path))
-            given[fields[name]] = paths
-        raw.append(given)
-    return raw
-
-
 POLICIES = {
     "drop": (),
     "token": ("model.absent=token",),
@@ -115,7 +76,7 @@ def test_raw_products_get_the_engines_embeddings_without_dali_or_an_import_of_ou
         data = EvaluationData(str(shards), "validation", pretrained.model.spec, pretrained.tokenizer, batch_size=4)
         options = FeatureOptions(modalities=pretrained.model.names)
         engine[name] = encode_split(pretrained, data, [Request(options=options)])[0]
-        raw = write_media(shards, tmp_path, read_products(data))[::-1]  # in another order than the engine's batches
+        raw = write_media(tmp_path, read_products(data))[::-1]  # in another order than the engine's batches
     (tmp_path / "raw.json").write_text(json.dumps(raw))
     code = f"""
 import json
@@ -144,13 +105,6 @@ assert sys.modules["nvidia.dali"] is None
         np.testing.assert_allclose(found, expected.vector_ND, atol=1e-6, err_msg=name)
     names = sorted(path.name for path in (tmp_path / "empty" / "again").iterdir())
     assert names == ["config.json", "model.safetensors", "modeling_m5ds.py", "processor_config.json", "tokenizer"]
-
-
-def read_products(data: EvaluationData):
-    """The split's products as the shards hold them, in the engine's order."""
-    return [
-        data.reader.read(shard, index) for shard, size in enumerate(data.reader.shard_sizes) for index in range(size)
-    ]
 
 
 def test_a_model_of_features_and_a_hugging_face_tokenizer_works_too(tmp_path):
@@ -224,6 +178,7 @@ def test_the_card_says_what_the_model_is(folder):
     assert "`images`, `videos`, `audios`" in card
 
 
+@pytest.mark.slow
 def test_without_m5ds_the_folder_says_what_to_install(tmp_path, folder):
     code = f"""
 sys.modules["m5ds"] = None
@@ -236,14 +191,13 @@ except ImportError as error:
     assert "this model is loaded by the package m5ds" in shown and "pip install ." in shown
 
 
-def test_an_import_of_the_hub_makes_the_auto_classes_know_the_model(tmp_path, folder):
-    code = f"""
-import m5ds.hub
-model = AutoModel.from_pretrained({str(folder[0])!r})
-processor = AutoProcessor.from_pretrained({str(folder[0])!r})
-assert type(model).__module__ == "m5ds.model.m5mmt" and type(processor) is m5ds.hub.M5Processor
-"""
-    run_in_an_empty_folder(tmp_path, code)
+def test_an_import_of_the_hub_makes_the_auto_classes_know_the_model(folder):
+    import m5ds.hub
+
+    for auto_class in (AutoModel, AutoModelForPreTraining):
+        assert type(auto_class.from_pretrained(folder[0])) is M5ForPretraining is m5ds.hub.M5ForPretraining
+    assert type(AutoConfig.from_pretrained(folder[0])) is M5Config
+    assert type(AutoProcessor.from_pretrained(folder[0])) is M5Processor is m5ds.hub.M5Processor
 
 
 def test_an_export_is_still_a_checkpoint_of_the_downstream_tools(folder):
