@@ -61,13 +61,11 @@ def expected_picture(look, height, width, shift, share, grain):
     short = min(height, width)
     jitter, light = 0.04 * share - 0.02, 0.93 + 0.14 * share
     reach = 0.1 + 0.18 * shift
-    centre = [
-        side / 2 + short * (reach * step + jitter) for side, step in zip((width, height), TOWARDS[look.direction])
-    ]
+    right, below = (short * (reach * step + jitter) for step in TOWARDS[look.direction])
     radius, period = short * RADIUS[look.size], max(4.0, short / 9)
     rows = []
     for row, column in itertools.product(range(height), range(width)):
-        x, y = column - centre[0], row - centre[1]
+        x, y = column - width / 2 - right, row - height / 2 - below
         across, down = (math.floor(at / period) % 2 == 0 for at in (x, y))
         striped = (False, down, across, across != down)[look.texture]
         if SHAPES[look.shape](x / radius, y / radius):
