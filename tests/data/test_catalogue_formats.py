@@ -1,5 +1,5 @@
-import io
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -254,17 +254,34 @@ def test_no_record_may_have_more_than_16_mib(tmp_path):
         list(read_catalogue(path))
 
 
-@pytest.mark.parametrize(("more", "reads"), [(-1, 2), (0, 1), (1, 1)])
-def test_an_official_item_is_not_read_on_past_16_mi_characters(tmp_path, monkeypatch, more, reads):
-    """It cannot be whole after so many: the first block already holds them all."""
-    text = m5product._Text(tmp_path, io.StringIO("[" * (2**24 + more) + "x"))
-    monkeypatch.setattr(m5product, "_BLOCK", 2**24 + more)
+@pytest.mark.parametrize(("held", "reads"), [(2**24 - 1, 1), (2**24, 0)])
+def test_an_official_item_is_not_read_on_past_16_mi_characters(tmp_path, monkeypatch, held, reads):
+    """What is consumed already, five characters here, does not count."""
     asked = []
-    monkeypatch.setattr(text, "_reader", SimpleNamespace(read=lambda size: asked.append(size) or "[" * size))
+    text = m5product._Text(tmp_path, SimpleNamespace(read=lambda size: asked.append(size) or ""))
+    text._buffer, text._position = "     " + "[" * held, 5
     monkeypatch.setattr(text, "_decode", lambda *_: (_ for _ in ()).throw(ValueError("not whole")))
     with pytest.raises(CatalogueError, match="not JSON"):
         text.value()
     assert len(asked) == reads
+
+
+def test_a_byte_order_mark_and_any_line_ends_are_harmless_in_the_official_file(tmp_path):
+    path = tmp_path / "items.json"
+    for end in ("\n", "\r\n", "\r"):
+        path.write_bytes(b"\xef\xbb\xbf" + end.join(("{", '"1":', "{},", '"2":{}', "}", "")).encode())
+        assert [read.where for read in read_catalogue(path)] == [f"{path}:2", f"{path}:4"]
+
+
+def test_no_file_is_asked_for_by_a_suffix_that_its_folder_lacks(tmp_path, monkeypatch):
+    """Trying every suffix for each of millions of items is slow."""
+    path = write_official(tmp_path, {str(number): {} for number in range(1000, 1003)})
+    asked, listed = [], []
+    is_file, iterdir = Path.is_file, Path.iterdir
+    monkeypatch.setattr(Path, "is_file", lambda self: asked.append(self.name) or is_file(self))
+    monkeypatch.setattr(Path, "iterdir", lambda self: listed.append(self.name) or iterdir(self))
+    assert len(list(m5product.read_m5product(path, tmp_path))) == 3
+    assert asked == ["1000.png", "1001.png", "1002.png"] and listed == ["images"]
 
 
 def test_rows_of_parquet_are_numbered_on_past_what_is_read_at_once(tmp_path):
