@@ -152,7 +152,7 @@ def test_every_file_and_option_reaches_the_shards(tmp_path):
 
 
 @pytest.mark.parametrize("lost", [".tar", ".index.parquet", "half"])
-def test_a_resumed_build_writes_again_what_was_lost(tmp_path, monkeypatch, lost):
+def test_a_resumed_build_writes_again_what_was_lost(tmp_path, monkeypatch, capsys, lost):
     path = write_catalogue(tmp_path / "c", [record(number) for number in range(40)])
     options = BuildOptions(shard_products=8)
     build_shards(path, tmp_path / "whole", options)
@@ -172,8 +172,8 @@ def test_a_resumed_build_writes_again_what_was_lost(tmp_path, monkeypatch, lost)
     monkeypatch.setattr(
         shards_module, "write_shard", lambda *given, **named: written.append(given[1]) or real(*given, **named)
     )
-    build_shards(path, tmp_path / "out", options)
-    assert written == ["train/000001"]
+    build_shards(path, tmp_path / "out", options, progress=True)
+    assert written == ["train/000001"] and " 40/40 " in capsys.readouterr().err
     assert files_below(tmp_path / "out") == files_below(tmp_path / "whole")
 
 
@@ -208,6 +208,26 @@ def test_another_build_leaves_nothing_of_the_one_before(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             build_shards(path, tmp_path / "out", many)
     build_shards(path, tmp_path / "out", few)
+    assert files_below(tmp_path / "out") == files_below(tmp_path / "alone")
+
+
+def test_a_note_of_another_build_never_vouches_for_a_shard_of_this_one(tmp_path, monkeypatch):
+    """Both builds were killed: one after its notes, the next between a shard of the same size and the shard's note."""
+    items = [record(number, videos=[], share_group=None, category=None) for number in range(10, 30)]
+    path = write_catalogue(tmp_path / "c", items)
+    one, other = (BuildOptions(ratios=(1.0, 0.0, 0.0), shard_products=10, seed=seed) for seed in (0, 1))
+    with monkeypatch.context() as patched:
+        patched.setattr(shards_module, "_write_whole", fails_at("manifest.json"))
+        with pytest.raises(KeyboardInterrupt):
+            build_shards(path, tmp_path / "out", one)
+    size = (tmp_path / "out/train/000000.tar").stat().st_size
+    with monkeypatch.context() as patched:
+        patched.setattr(shards_module, "_write_whole", fails_at("train-000000.json"))
+        with pytest.raises(KeyboardInterrupt):
+            build_shards(path, tmp_path / "out", other)
+    assert (tmp_path / "out/train/000000.tar").stat().st_size == size
+    build_shards(path, tmp_path / "out", other)
+    build_shards(path, tmp_path / "alone", other)
     assert files_below(tmp_path / "out") == files_below(tmp_path / "alone")
 
 
