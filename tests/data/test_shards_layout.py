@@ -13,6 +13,7 @@ from catalogue_cases import files_below, record, write_catalogue
 
 from m5ds.data import shards as shards_module
 from m5ds.data.catalogue import CatalogueOptions, read_catalogue
+from m5ds.data.catalogue_formats import CatalogueError
 from m5ds.data.manifest import read_index, read_manifest
 from m5ds.data.shard_plan import CATEGORY_SEPARATOR, ContentGrouping, _rank_categories, make_plan
 from m5ds.data.shard_records import iterate_records
@@ -258,6 +259,22 @@ def test_a_chain_of_contents_over_a_tenth_of_the_products_is_warned_of(tmp_path,
     message = f"--group-by-content: {sharing} of 20 products hang together"
     assert [message in entry.message for entry in caplog.records] == [True] * warned
     assert all("(now 9)" in entry.message for entry in caplog.records)
+
+
+def test_a_large_group_of_the_catalogues_own_is_not_warned_of(tmp_path, caplog):
+    items = [record(number, share_group="one" if number < 9 else None, videos=[]) for number in range(20)]
+    content = ContentGrouping(media_root=tmp_path / "c", placeholder_products=9)
+    with caplog.at_level(logging.WARNING):
+        plan(tmp_path, read_catalogue(write_catalogue(tmp_path / "c", items)), content=content)
+    assert not caplog.records
+
+
+def test_two_ids_of_one_hash_are_told_from_one_id_twice(tmp_path, monkeypatch):
+    path = write_catalogue(tmp_path / "c", [record(number) for number in range(4)])
+    monkeypatch.setattr("m5ds.data.shard_plan.product_hash", lambda name: {"shop/3": 1}.get(name, len(name)))
+    message = f"{path}:2: id 'shop/1' has the same 64-bit hash as 'shop/0' of {path}:1; rename one"
+    with pytest.raises(CatalogueError, match=f"^{re.escape(message)}$"):
+        plan(tmp_path, read_catalogue(path))
 
 
 def test_the_spool_holds_every_checked_record_and_identifies_the_build(tmp_path):
