@@ -217,3 +217,61 @@ def test_labels_outside_the_categories_are_not_counted(shards):
     found = lint_shard(str(shards), manifest, manifest.split("validation").shards[0])
     assert found.label_N.tolist() == labels[1:]
     assert any("index column label is" in fault for fault in found.faults)
+
+
+def without_columns(shards, entry, row):
+    path = shards / entry.index
+    pq.write_table(pq.read_table(path).drop(["table_chars"]), path)
+
+
+def without_tar(shards, entry, row):
+    (shards / entry.tar).write_bytes(b"x" * 2048)
+
+
+def record_changed(old, new):
+    def change(shards, entry, row):
+        member = row["members"][-1]
+        assert member["name"].endswith(".json")
+        with (shards / entry.tar).open("r+b") as tar:
+            tar.seek(member["offset"])
+            data = tar.read(member["size"])
+            assert old in data and len(old) == len(new)
+            tar.seek(member["offset"])
+            tar.write(data.replace(old, new, 1))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault", "products"),
+    [
+        (without_columns, "columns are not those of docs/architecture.md", 0),
+        (without_tar, "not readable as a tar", 0),
+        (record_changed(b'"title"', b'"other"'), "json is malformed (KeyError('title'))", 2),
+        (record_changed(b'"group"', b'"other"'), "json is malformed (KeyError('group'))", 2),
+        (record_changed(b'{"id"', b'["id"'), "json is not JSON", 2),
+    ],
+)
+def test_a_shard_with_a_product_that_cannot_be_read_is_marked(shards, damage, fault, products):
+    """Its products still count for ids in several splits; its groups are of nobody's."""
+    entry = read_manifest(str(shards)).split("validation").shards[0]
+    row = read_index(str(shards), entry).to_pylist()[0]
+    damage(shards, entry, row)
+    sign(shards, entry.name)
+    manifest = read_manifest(str(shards))
+    found = lint_shard(str(shards), manifest, manifest.split("validation").shards[0])
+    assert found.readable is False
+    assert len(found.faults) == 1 and fault in found.faults[0]
+    assert len(found.product_N) == len(found.group_N) == products
+    if products:
+        assert found.product_N[0] == product_hash(row["id"])
+        digest = hashlib.blake2b(f"unreadable:{row['id']}".encode(), digest_size=8).digest()
+        assert found.group_N[0] == int.from_bytes(digest, "little", signed=True)
+
+
+def test_a_missing_tar_is_one_fault_and_its_shard_unreadable(shards):
+    manifest = read_manifest(str(shards))
+    entry = manifest.split("validation").shards[0]
+    (shards / entry.tar).unlink()
+    found = lint_shard(str(shards), manifest, entry)
+    assert found.readable is False and len(found.faults) == 1 and "000000.tar: missing" in found.faults[0]
