@@ -5,6 +5,7 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -275,3 +276,19 @@ def test_a_missing_tar_is_one_fault_and_its_shard_unreadable(shards):
     (shards / entry.tar).unlink()
     found = lint_shard(str(shards), manifest, entry)
     assert found.readable is False and len(found.faults) == 1 and "000000.tar: missing" in found.faults[0]
+
+
+def test_shared_media_are_a_fault_of_shards_that_promise_none_and_can_be_read(shards, monkeypatch):
+    asked = []
+    shared = SimpleNamespace(num_contents=2, lines=lambda: iter(["2 media; remedy", "more"]), examples=("one", "two"))
+    monkeypatch.setattr("m5ds.data.lint.find_shared_media", lambda *given: asked.append(given) or shared)
+    assert list(lint_shards(str(shards))) == [] and asked == []
+    tree = json.loads((shards / "manifest.json").read_text())
+    tree["options"]["group_by_content"] = True
+    (shards / "manifest.json").write_text(json.dumps(tree))
+    fault = f"{shards}/manifest.json: group_by_content, but 2 media, first one"
+    assert list(lint_shards(str(shards))) == [fault] and len(asked) == 1
+    shared.num_contents = 0
+    assert list(lint_shards(str(shards))) == [] and len(asked) == 2
+    (shards / "train/000000.index.parquet").unlink()
+    assert len(list(lint_shards(str(shards)))) == 1 and len(asked) == 2
