@@ -18,6 +18,11 @@ def _divides(part: int, whole: int, names: str) -> None:
         raise ValueError(f"{names}: {whole} must be a positive multiple of {part}")
 
 
+def _positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ImagePatches:
     """An RGB image, resized to size x size pixels and cut into square patches (ViT)."""
@@ -79,7 +84,9 @@ class AudioPatches:
 
     def __post_init__(self) -> None:
         _divides(self.patch_mels, self.num_mels, "audio num_mels, patch_mels")
-        if self.seconds <= 0 or self.max_steps < self.patch_steps:
+        _positive("audio hop", self.hop)
+        _positive("audio patch_steps", self.patch_steps)
+        if self.max_steps < self.patch_steps:
             raise ValueError(f"audio seconds={self.seconds} is shorter than one patch of {self.patch_steps} steps")
 
     @property
@@ -106,6 +113,9 @@ class TextTokens:
     use_description: bool = True
     dim: ClassVar[None] = None
 
+    def __post_init__(self) -> None:
+        _positive("text max_tokens", self.max_tokens)
+
     @property
     def max_rows(self) -> int:
         return self.max_tokens
@@ -120,6 +130,10 @@ class TablePairs:
     max_tokens_per_pair: int = 24
     dim: ClassVar[None] = None
 
+    def __post_init__(self) -> None:
+        _positive("table max_tokens", self.max_tokens)
+        _positive("table max_tokens_per_pair", self.max_tokens_per_pair)
+
     @property
     def max_rows(self) -> int:
         return self.max_tokens
@@ -133,6 +147,10 @@ class RegionFeatures:
     max_regions: int = 36
     dim: int = 2048
 
+    def __post_init__(self) -> None:
+        _positive("region max_regions", self.max_regions)
+        _positive("region dim", self.dim)
+
     @property
     def max_rows(self) -> int:
         return self.max_regions
@@ -145,6 +163,10 @@ class FeatureRows:
     kind: Literal["feature_rows"] = "feature_rows"
     rows: int = 12
     dim: int = 1024
+
+    def __post_init__(self) -> None:
+        _positive("feature rows", self.rows)
+        _positive("feature dim", self.dim)
 
     @property
     def max_rows(self) -> int:

@@ -69,6 +69,11 @@ def test_defaults_are_those_of_the_paper():
         lambda: AudioPatches(seconds=0.0),
         lambda: AudioPatches(seconds=-1.0),
         lambda: AudioPatches(seconds=0.25),
+        lambda: AudioPatches(patch_mels=0),
+        lambda: AudioPatches(num_mels=0),
+        lambda: VideoTubes(patch=0),
+        lambda: VideoTubes(frames=0),
+        lambda: VideoTubes(size=-112),
     ],
 )
 def test_sizes_that_hold_no_whole_row_are_refused(make):
@@ -79,3 +84,44 @@ def test_sizes_that_hold_no_whole_row_are_refused(make):
 @pytest.mark.parametrize("make", [lambda: ImagePatches(size=1, patch=1), lambda: VideoTubes(frames=2, size=16)])
 def test_one_row_is_legal(make):
     assert make().max_rows == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "max_steps", "max_rows"),
+    # Steps begun after 256 samples each; a patch has 16 of them, and there are 5 patches of mels.
+    [(0.256, 16, 5), (0.2561, 16, 5), (0.511, 16, 5), (0.512, 32, 10), (1.0, 48, 15), (12.0, 736, 230)],
+)
+def test_a_sound_of_any_length_is_whole_patches(seconds, max_steps, max_rows):
+    spec = AudioPatches(seconds=seconds)
+    assert (spec.max_steps, spec.max_rows) == (max_steps, max_rows)
+
+
+def test_a_window_of_no_time_is_refused_however_short_a_patch():
+    for seconds in (0.0, -1.0):
+        with pytest.raises(ValueError, match=r"audio seconds=.* is shorter than one patch of 1 steps"):
+            AudioPatches(seconds=seconds, patch_steps=1)
+    assert AudioPatches(seconds=0.016, patch_steps=1).max_steps == 1
+    with pytest.raises(ValueError, match="image size, patch: 24 must be a positive multiple of 16"):
+        ImagePatches(size=24)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda size: AudioPatches(hop=size), "audio hop"),
+        (lambda size: AudioPatches(patch_steps=size), "audio patch_steps"),
+        (lambda size: TextTokens(max_tokens=size), "text max_tokens"),
+        (lambda size: TablePairs(max_tokens=size), "table max_tokens"),
+        (lambda size: TablePairs(max_tokens_per_pair=size), "table max_tokens_per_pair"),
+        (lambda size: RegionFeatures(max_regions=size), "region max_regions"),
+        (lambda size: RegionFeatures(dim=size), "region dim"),
+        (lambda size: FeatureRows(rows=size), "feature rows"),
+        (lambda size: FeatureRows(dim=size), "feature dim"),
+    ],
+)
+def test_a_size_below_one_is_refused_by_name(make, name):
+    """A text of no tokens was an IndexError in a loader's thread, a hop of 0 a ZeroDivisionError."""
+    make(1)
+    for size in (0, -1):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got {size}"):
+            make(size)

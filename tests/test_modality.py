@@ -44,3 +44,25 @@ def test_an_extension_ends_with_an_error_in_its_block():
     with pytest.raises(RuntimeError), modality.extended(scent):
         raise RuntimeError
     assert modality.names()[-1] == "audio"
+
+
+def test_several_modalities_may_be_added_and_each_only_once():
+    one, two = (
+        Modality(name=name, source="array", catalogue_field=f"{name}s", task=name) for name in ("heat", "scent")
+    )
+    with modality.extended(one, two):
+        assert modality.names()[5:] == ("heat", "scent") and len(modality.table()) == 7
+        assert modality.in_table_order(("scent", "image")) == ("image", "scent")
+        with modality.extended(Modality(name="touch", source="array", catalogue_field="t", task="t")):
+            assert modality.names()[5:] == ("heat", "scent", "touch")
+        assert modality.names()[5:] == ("heat", "scent")
+    with pytest.raises(ValueError, match="'image' is in the table already"), modality.extended(modality.get("image")):
+        pass
+    assert len(modality.table()) == 5
+
+
+def test_nothing_chosen_is_nothing_and_everything_is_the_table():
+    assert modality.in_table_order(()) == ()
+    assert modality.in_table_order(modality.names()[::-1]) == modality.names()
+    with pytest.raises(ValueError, match="unknown modality 'scent'; known: image, text, table, video, audio"):
+        modality.get("scent")

@@ -217,3 +217,51 @@ def test_a_saved_folder_names_its_class_and_comes_back_with_the_loaders_own_sett
     found = M5Processor.from_pretrained(tmp_path / "new" / "saved", device="cpu", num_threads=1, _from_auto=True)
     assert found.tokenizer.vocab_size == tokenizer.vocab_size
     M5Processor.register_for_auto_class("AutoProcessor")
+
+
+def test_device_and_threads_reach_the_decoder(tmp_path, monkeypatch, spec, tokenizer):
+    """One thread and whatever device there is, unless told otherwise."""
+    made = []
+    monkeypatch.setattr("m5ds.processor.Decoder", lambda **options: made.append(options) or Decoder("cpu", 1))
+    processor = M5Processor.for_model(spec, tokenizer)
+    M5Processor.for_model(spec, tokenizer, device="cpu", num_threads=3)
+    processor.save_pretrained(tmp_path)
+    M5Processor.from_pretrained(tmp_path, num_threads=2, trust_remote_code=True)
+    M5Processor.from_pretrained(tmp_path)
+    auto = {"device": "auto", "num_threads": 1}
+    assert made == [auto, {"device": "cpu", "num_threads": 3}, auto | {"num_threads": 2}, auto]
+
+
+def test_a_damaged_configuration_of_a_saved_processor_is_one_line(tmp_path, spec, tokenizer):
+    M5Processor.for_model(spec, tokenizer).save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    text = path.read_text()
+    assert text == json.dumps(json.loads(text), indent=2) + "\n"
+    assert list(json.loads(text)["inputs"]) == list(spec.modality_names)
+    for damaged in (
+        text[:-9],
+        "[]",
+        text.replace("image_patches", "pictures"),
+        text.replace('"size": 12', '"size": 13'),
+    ):
+        path.write_text(damaged)
+        with pytest.raises(ValueError, match="processor_config.json: not a processor's configuration: ") as caught:
+            M5Processor.from_pretrained(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+def test_media_are_named_by_product_modality_and_number(tmp_path, spec, tokenizer):
+    """The decoders' messages speak of them."""
+    (tmp_path / "A.JPG").write_bytes(b"junk")
+    raw = M5Processor.for_model(spec, tokenizer)._raw
+    given = [tmp_path / "A.JPG", b"junk", picture(), {"features": [1]}, np.ones((1, 6))]
+    media = raw(3, {"id": "p", "images": given, "title": "red"}).media
+    assert [item.name for item in media["image"]] == [
+        f"p.image.{i}{s}" for i, s in enumerate((".jpg", "", ".png", ".npz", ".npy"))
+    ]
+    assert list(media) == ["image"]
+    with np.load(io.BytesIO(media["image"][3].data)) as arrays:
+        assert arrays["features"].tolist() == [1]
+    product = raw(3, {"audios": [], "videos": None, "attributes": {"size": 3}})
+    assert (product.id, product.media, product.present) == ("3", {}, frozenset({"table"}))
+    assert raw(0, {"description": "x"}).present == {"text"}

@@ -38,18 +38,18 @@ class CatalogueRecord:
     where: str
     """`file:line` of the record, for messages."""
     id: str
-    title: str = ""
-    description: str = ""
-    attributes: tuple[tuple[str, str], ...] = ()
-    category: tuple[str, ...] = ()
+    title: str
+    description: str
+    attributes: tuple[tuple[str, str], ...]
+    category: tuple[str, ...]
     """Path in the category tree, top first; empty where unknown."""
     media: dict[str, tuple[MediaFile, ...]]
     """Modality -> its files, for modalities that have any. Precomputed features stand in for the raw files."""
-    missing: tuple[tuple[str, str], ...] = ()
+    missing: tuple[tuple[str, str], ...]
     """(modality, path) of listed files that do not exist."""
     group: str
     """Products of one group share a picture or clip and must stay in one split."""
-    has_group: bool = True
+    has_group: bool
     """False where the record named no group and is one of its own."""
     i18n: dict[str, dict[str, str]]
     """Language -> `title` and `description`."""
@@ -183,7 +183,7 @@ def _group(here: str, raw: dict[str, Any], field: str) -> str | None:
 def _category(here: str, value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
-    if isinstance(value, str) or not isinstance(value, list):
+    if not isinstance(value, list):
         raise CatalogueError(f"{here}: category must be a list of strings, top first, got {_shown(value)}")
     path = tuple(_string(here, "category", name) for name in value)
     if not all(path):

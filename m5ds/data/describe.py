@@ -38,7 +38,7 @@ def gather(directory: str) -> Statistics:
     """Read the manifest and all indexes. Raises `ValueError` and CorruptShardError as they do."""
     manifest = read_manifest(directory)
     names = ("label", "title_chars", "table_pairs")
-    columns: dict[str, list[NDArray[np.int64]]] = {name: [np.zeros(0, np.int64)] for name in names}
+    columns: dict[str, list[NDArray[np.int64]]] = {name: [np.empty(0, np.int64)] for name in names}
     splits: list[NDArray[np.str_]] = []
     for split_name, split in manifest.splits.items():
         for entry in split.shards:

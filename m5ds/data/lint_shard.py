@@ -27,7 +27,7 @@ from m5ds.data.shard_plan import CATEGORY_SEPARATOR
 from m5ds.data.shard_records import Record, read_record
 from m5ds.kernels.philox import product_hash
 
-_EMPTY = np.zeros(0, np.int64)
+_EMPTY = np.empty(0, np.int64)
 
 
 @dataclass(kw_only=True)

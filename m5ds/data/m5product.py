@@ -37,7 +37,7 @@ def read_m5product(path: Path, root: Path) -> Iterator[tuple[str, dict[str, Any]
 
 
 def _items(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with path.open(encoding="utf-8-sig") as file:
         text = _Text(path, file)
         text.expect("{")
         while text.peek() != "}":
@@ -50,7 +50,6 @@ def _items(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
             if text.peek() == "}":
                 break
             text.expect(",")
-        text.expect("}")
 
 
 def _record(here: str, item_id: str, item: dict[str, Any], lookup: "_Lookup") -> dict[str, Any]:
@@ -112,7 +111,6 @@ class _Text:
         self._buffer = ""
         self._position = 0
         self._line = 1
-        self._ended = False
         self._decode = json.JSONDecoder().raw_decode
 
     @property
@@ -157,13 +155,10 @@ class _Text:
 
     def _grow(self) -> bool:
         """Read one more block behind what is left; False at the end of the file."""
-        if self._ended:
-            return False
         try:
             block = self._reader.read(_BLOCK)
         except UnicodeDecodeError as error:
             raise CatalogueError(f"{self.where}: not UTF-8 after this line ({error.reason})") from error
-        self._ended = not block
         self._buffer = self._buffer[self._position :] + block
         self._position = 0
         return bool(block)

@@ -104,12 +104,12 @@ class MicroBatchMaker:
 
     def _rows(
         self, name: str, spec: inputs.InputSpec, chosen: dict[int, RawProduct], keys: Keys, record: _Record
-    ) -> dict[int, ProductRows]:
-        """Rows of the chosen products that turn out to have the modality, by their place in the batch."""
+    ) -> Mapping[int, ProductRows | None]:
+        """Rows of the chosen products by their place in the batch; none where one turns out to lack the modality."""
         if isinstance(spec, inputs.TextTokens):
-            return _present({b: self._text(product, spec) for b, product in chosen.items()})
+            return {b: self._text(product, spec) for b, product in chosen.items()}
         if isinstance(spec, inputs.TablePairs):
-            return _present({b: self._table(product, spec) for b, product in chosen.items()})
+            return {b: self._table(product, spec) for b, product in chosen.items()}
         if isinstance(spec, inputs.RegionFeatures):
             return self._from_files(name, chosen, keys, record, _each(lambda data: rows.region_rows(data, spec)))
         if isinstance(spec, inputs.FeatureRows):
@@ -196,10 +196,6 @@ class _Made:
 
     rows: dict[int, ProductRows]
     failures: list[BadMedia]
-
-
-def _present(made: dict[int, ProductRows | None]) -> dict[int, ProductRows]:
-    return {b: product_rows for b, product_rows in made.items() if product_rows is not None}
 
 
 def _item(product: RawProduct, media: Media) -> MediaItem:

@@ -82,13 +82,13 @@ def _joined(parts: list[dict[str, Tensor]], present_B: Tensor, settings: Modalit
     spec = settings.input
     length_B = torch.zeros(len(present_B), dtype=torch.int64)
     length_B[present_B] = torch.tensor([len(part["position_N"]) for part in parts], dtype=torch.int64)
-    empty = {name: torch.zeros(0, dtype=torch.int64) for name in ("position_N", "unit_N", "part_N")}
+    empty = {name: torch.empty(0, dtype=torch.int64) for name in ("position_N", "unit_N", "part_N")}
     if spec.dim is not None:
-        empty["values_NF"] = torch.zeros(0, spec.dim)
+        empty["values_NF"] = torch.empty(0, spec.dim)
     else:
-        empty["token_N"] = torch.zeros(0, dtype=torch.int64)
+        empty["token_N"] = torch.empty(0, dtype=torch.int64)
     if isinstance(spec, RegionFeatures):
-        empty["geometry_N5"] = torch.zeros(0, 5)
+        empty["geometry_N5"] = torch.empty(0, 5)
     return ModalityRows(
         length_B=length_B,
         **{name: torch.cat([value, *(part[name] for part in parts)]) for name, value in empty.items()},

@@ -189,7 +189,7 @@ def assemble(products: Sequence[ProductRows | None], spec: InputSpec) -> Modalit
         assert len(tensors) == len(present), "products of one modality must set the same fields"
         return torch.cat(tensors) if tensors else empty
 
-    none_N = torch.zeros(0, dtype=torch.int64)
+    none_N = torch.empty(0, dtype=torch.int64)
     rows = ModalityRows(
         length_B=length_B.to(torch.int64),
         position_N=joined(lambda product: product.position_N, none_N),
@@ -199,9 +199,9 @@ def assemble(products: Sequence[ProductRows | None], spec: InputSpec) -> Modalit
     if spec.dim is None:
         rows.token_N = joined(lambda product: product.token_N, none_N)
     else:
-        rows.values_NF = joined(lambda product: product.values_NF, torch.zeros(0, spec.dim))
+        rows.values_NF = joined(lambda product: product.values_NF, torch.empty(0, spec.dim))
     if isinstance(spec, RegionFeatures):
-        rows.geometry_N5 = joined(lambda product: product.geometry_N5, torch.zeros(0, 5))
+        rows.geometry_N5 = joined(lambda product: product.geometry_N5, torch.empty(0, 5))
     return rows
 
 

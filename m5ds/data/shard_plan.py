@@ -162,7 +162,7 @@ def assign_splits(group_N: NDArray[np.uint64], ratios: tuple[float, float, float
     bounds = [0, *np.searchsorted(middle_G, np.cumsum([ratios[i] for i in wanted])[:-1]).tolist(), len(size_G)]
     for i in range(1, len(wanted)):
         bounds[i] = min(max(bounds[i], bounds[i - 1] + 1), len(size_G) - (len(wanted) - i))
-    split_G = np.zeros(len(size_G), np.int8)
+    split_G = np.empty(len(size_G), np.int8)
     for i, number in enumerate(wanted):
         split_G[bounds[i] : bounds[i + 1]] = number
     return split_G[group_index_N]
@@ -245,7 +245,7 @@ def _rank_categories(categories: dict[str, int], train_category: NDArray[np.int3
     """Names by frequency in train, then by name; and the rank of each number that the scan gave."""
     count = np.bincount(train_category[train_category >= 0], minlength=len(categories))
     names = sorted(categories, key=lambda name: (-count[categories[name]], name))
-    rank = np.zeros(len(names), np.int32)
+    rank = np.empty(len(names), np.int32)
     for label, name in enumerate(names):
         rank[categories[name]] = label
     return tuple(names), rank

@@ -102,7 +102,7 @@ def find_shared_media(
     split_S = np.array([split_names.index(split) for split, _ in entries], np.int64)
     split_F, count = split_S[files["shard"]], len(files)
     if not count:
-        return _report(directory, manifest, entries, files, np.zeros((0, 5), np.int64), placeholder_products, most)
+        return _report(directory, manifest, entries, files, np.empty((0, 5), np.int64), placeholder_products, most)
     new_content_F = np.ones(count, bool)
     new_content_F[1:] = (files["high"][1:] != files["high"][:-1]) | (files["low"][1:] != files["low"][:-1])
     new_product_F = new_content_F.copy()
@@ -212,7 +212,7 @@ def _sorted(files: NDArray[Any]) -> NDArray[Any]:
 def _gather(directory: str, manifest: Manifest, entries: list[ShardEntry]) -> NDArray[Any]:
     """Every media file with a byte in it, its hash known; those of shards without hashes only where sizes agree."""
     parts = [_of_index(manifest, number, read_index(directory, entry)) for number, entry in enumerate(entries)]
-    files = np.concatenate([np.zeros(0, _FILE), *parts])
+    files = np.concatenate([np.empty(0, _FILE), *parts])
     if files["known"].all():
         return files
     _, size_number_F, times = np.unique(files["size"], return_inverse=True, return_counts=True)

@@ -125,3 +125,39 @@ def test_every_choice_is_read_from_the_stream_of_its_purpose():
     kept_KM = augment.kept_modalities(keys, seed, [0, 1, 3, 4], torch.ones(1, 4, dtype=torch.bool), 0.5)
     dropped = [words(Stream.MODALITY_DROPOUT, modality)[0] for modality in (0, 1, 3, 4)]
     assert kept_KM[0].tolist() == [word >= 2**31 for word in dropped] or max(dropped) < 2**31
+
+
+def test_where_all_would_go_the_modality_with_the_largest_word_stays():
+    keys = keys_of([f"p{number}" for number in range(60)], draw=3)
+    numbers = [0, 2, 4]
+    words_KM = torch.stack([keys.words(7, Stream.MODALITY_DROPOUT, number)[0] for number in numbers], dim=1)
+    present_KM = torch.ones(60, 3, dtype=torch.bool)
+    present_KM[::2, 1] = False
+    present_KM[5] = False
+    kept_KM = augment.kept_modalities(keys, 7, numbers, present_KM, 1.0)
+    for words, present, kept in zip(words_KM.tolist(), present_KM.tolist(), kept_KM.tolist(), strict=True):
+        best = max((word for word, there in zip(words, present, strict=True) if there), default=None)
+        assert kept == [there and word == best for word, there in zip(words, present, strict=True)]
+
+
+def test_the_first_file_is_a_share_of_the_word():
+    """Word times count, divided by 2^32 and rounded down; so the draw of a product with one file costs it nothing."""
+    keys = keys_of([f"p{number}" for number in range(50)], draw=1)
+    words = keys.words(3, Stream.MEDIA_CHOICE, 4)[0].tolist()
+    counts = [1 + number % 7 for number in range(50)]
+    expected = [word * count // 2**32 for word, count in zip(words, counts, strict=True)]
+    assert augment.first_files(keys, 3, 4, counts) == expected
+
+
+def test_keys_are_taken_in_the_order_asked_for_and_words_by_element():
+    keys = Keys(torch.tensor([5, 6, 7]), torch.tensor([1, 2, 3]))
+    taken = keys.take([2, 0])
+    assert taken.product_K.tolist() == [7, 5] and taken.draw_K.tolist() == [3, 1]
+    assert keys.take([]).product_K.tolist() == []
+    by_element = keys.words(4, Stream.FRAMES, 3, torch.arange(4))[0]
+    assert by_element.shape == (3, 4)
+    for element in range(4):
+        assert torch.equal(keys.words(4, Stream.FRAMES, 3, element)[0], by_element[:, element])
+    assert torch.equal(keys.words(4, Stream.FRAMES, 3)[0], by_element[:, 0])
+    assert augment.centre_times(3, 2).tolist() == [[0.25, 0.75]] * 3
+    assert augment.centre_times(1, 1).dtype == torch.float64

@@ -9,6 +9,7 @@ from m5ds import modality
 from m5ds.data.catalogue import (
     ORIGINAL_LANGUAGE,
     CatalogueOptions,
+    dumps,
     presence,
     read_catalogue,
     render_value,
@@ -46,6 +47,16 @@ def test_a_record_keeps_what_it_says_and_ignores_unknown_fields(tmp_path):
         ("category", ["Home", ""], "category must not hold an empty name"),
         ("category", ["Home", 3], "category must be a string, got 3"),
         ("attributes", "red", "attributes must be a flat object"),
+        ("attributes", 5, "attributes must be a flat object"),
+        ("attributes", [["Colour"]], "attributes must be a flat object"),
+        ("attributes", [["Colour", "red", "blue"]], "attributes must be a flat object"),
+        ("attributes", [["Watt", 5], {"key": "Colour"}], "attributes must be a flat object"),
+        ("attributes", [{"key": "Colour", "value": "red", "unit": ""}], "attributes must be a flat object"),
+        ("attributes", [[3, "x"]], "attributes: a key must be a string, got 3"),
+        ("attributes", {"Size": ["S", ["M"]]}, "attributes.Size must be a string, number, boolean or a list"),
+        ("attributes", {"Size": ["S", {}]}, "attributes.Size must be a string, number, boolean or a list"),
+        ("attributes", {"Size": [float("inf")]}, "attributes.Size must be a finite number"),
+        ("attributes", {"Size": "\ud800"}, "attributes.Size holds a lone surrogate"),
         ("attributes", {"Size": {"w": 1}}, "attributes.Size must be a string, number, boolean or a list"),
         ("attributes", {"Size": float("nan")}, "attributes.Size must be a finite number"),
         ("attributes", {" ": "x"}, "attributes: an empty key"),
@@ -61,6 +72,15 @@ def test_a_record_keeps_what_it_says_and_ignores_unknown_fields(tmp_path):
         ("features", {"text": "media/0.npy"}, "features names 'text'"),
         ("features", ["a"], "features must map a modality"),
         ("i18n", {"zh": "标题"}, "i18n must map a language"),
+        ("i18n", ["zh"], "i18n must map a language"),
+        ("i18n", {"zh": {"title": "a"}, "de": 3}, "i18n must map a language"),
+        ("i18n", {"zh": {"description": 3}}, "i18n.zh.description must be a string"),
+        ("category", {"Home": "Lamps"}, "category must be a list of strings, top first, got {'Home': 'Lamps'}"),
+        ("share_group", ["a"], "share_group must be a string or an integer"),
+        ("features", {"image": 3}, "features.image must be a string, got 3"),
+        ("features", {"smell": "media/0.npy"}, "the modalities with files are image, video, audio"),
+        ("images", ["media/0.jpg", "media"], "lists 'media', which is no file"),
+        ("images", ["media/../0.jpg"], "stay inside it"),
         ("i18n", {"zh": {"title": 3}}, "i18n.zh.title must be a string"),
         ("share_group", 1.5, "share_group must be a string or an integer"),
         ("share_group", True, "share_group must be a string or an integer"),
@@ -80,6 +100,10 @@ def test_a_wrong_field_is_named_with_file_line_and_value(tmp_path, field, value,
 def test_attributes_that_would_give_the_label_away_never_enter_the_table(tmp_path):
     item = record(1, leaky_attributes={"Colour": "red", "group": "lamps"})
     assert read_one(tmp_path, item).attributes == (("Watt", "1"),)
+    for leaky in (["Colour", 3, None], ["Colour"]):
+        assert read_one(tmp_path, record(1, leaky_attributes=leaky)).attributes == (("Watt", "1"),)
+    for harmless in ([], {}, None, ["Size"]):
+        assert len(read_one(tmp_path, record(1, leaky_attributes=harmless)).attributes) == 2
 
 
 @pytest.mark.parametrize(
@@ -94,6 +118,15 @@ def test_attributes_that_would_give_the_label_away_never_enter_the_table(tmp_pat
         (True, "true"),
         (" red ", "red"),
         (["red", 2.0, None], "red, 2"),
+        (["a", "", " ", "b", False], "a, b, false"),
+        ([], ""),
+        (False, "false"),
+        (0, "0"),
+        (-3, "-3"),
+        (-3.0, "-3"),
+        (0.80, "0.8"),
+        (1e20, "1e+20"),
+        (1 / 3, "0.333333333333333"),
         (None, None),
     ],
 )
@@ -175,3 +208,82 @@ def test_a_catalogue_that_is_not_there_is_named(tmp_path):
     path = write_catalogue(tmp_path, [record(1)])
     with pytest.raises(CatalogueError, match="no such media folder"):
         list(read_catalogue(path, CatalogueOptions(media=tmp_path / "nowhere")))
+
+
+def test_a_long_value_is_shown_in_at_most_eighty_characters(tmp_path):
+    for length, shown in ((78, repr("x" * 78)), (79, repr("x" * 79)[:77] + "...")):
+        with pytest.raises(CatalogueError) as caught:
+            read_one(tmp_path, record(1, category="x" * length))
+        assert str(caught.value).endswith(f", got {shown}") and len(shown) == 80
+
+
+def test_only_whole_translations_count_and_what_one_lacks_stays_in_the_original(tmp_path):
+    i18n = {"zh": {"title": None, "description": " 好 ", "brand": 3}, "de": None, "fr": {}}
+    item = record(1, i18n=i18n, description="good")
+    assert read_one(tmp_path, item).i18n == {"zh": {"description": "好"}}
+    read = read_one(tmp_path, item, language="zh")
+    assert (read.title, read.description) == ("Lamp 1 台灯", "好")
+    assert read.i18n == {"zh": {"description": "好"}, "original": {"title": "Lamp 1 台灯", "description": "good"}}
+    title_only = read_one(tmp_path, record(1, i18n={"zh": {"title": "灯"}}, description="good"), language="zh")
+    assert (title_only.title, title_only.description) == ("灯", "good")
+    for language in (None, "de"):
+        assert read_one(tmp_path, item, language=language).title == "Lamp 1 台灯"
+
+
+def test_strings_are_stripped_and_what_is_null_is_empty(tmp_path):
+    item = record(1, id=" a ", title=" b ", description=None, category=[" c "], attributes={" k ": " v "})
+    item |= {"images": None, "videos": None, "audios": None, "i18n": None, "share_group": " g ", "features": None}
+    read = read_one(tmp_path, item)
+    assert (read.id, read.title, read.description, read.category) == ("a", "b", "", ("c",))
+    assert read.attributes == (("k", "v"),) and (read.group, read.has_group) == ("g", True)
+    assert (read.media, read.missing, read.i18n) == ({}, (), {})
+    assert read_one(tmp_path, record(1, category=None, attributes=None)).category == ()
+
+
+def test_a_group_is_named_by_the_field_of_the_option(tmp_path):
+    read = read_one(tmp_path, record(1, shelf=0), group_key="shelf")
+    assert (read.group, read.has_group) == ("0", True)
+    read = read_one(tmp_path, record(1, shelf=None), group_key="shelf")
+    assert (read.group, read.has_group) == ("id:shop/1", False)
+
+
+def test_files_are_listed_in_order_with_size_and_time(tmp_path):
+    """A build that was cut off goes on only where neither has changed."""
+    path = write_catalogue(tmp_path, [record(1, images=["media/b.jpg", "media/a.jpg"], audios=["media/c.wav"])])
+    (tmp_path / "media/a.jpg").write_bytes(b"12345")
+    os.utime(tmp_path / "media/a.jpg", ns=(5, 1_700_000_000_123_456_789))
+    (read,) = read_catalogue(path)
+    first, second = read.media["image"]
+    assert (first.path, first.size) == ("media/b.jpg", 40 * len("bytes of media/b.jpg"))
+    assert (second.path, second.size, second.mtime_ns) == ("media/a.jpg", 5, 1_700_000_000_123_456_789)
+    assert list(read.media) == ["image", "audio"]
+
+
+def test_what_is_there_is_kept_beside_what_is_missing(tmp_path):
+    features = {"audio": "media/gone.npy", "video": None}
+    path = write_catalogue(
+        tmp_path, [record(3, images=["media/a.jpg", "media/b.jpg", "media/c.jpg"], features=features)]
+    )
+    (tmp_path / "media/b.jpg").unlink()
+    with pytest.raises(CatalogueError, match="images lists 'media/b.jpg', which is no file in"):
+        list(read_catalogue(path))
+    (read,) = read_catalogue(path, CatalogueOptions(missing_media="absent"))
+    assert {name: [file.path for file in files] for name, files in read.media.items()} == {
+        "image": ["media/a.jpg", "media/c.jpg"],
+        "video": ["media/3.mp4"],
+    }
+    assert read.missing == (("image", "media/b.jpg"), ("audio", "media/gone.npy"))
+
+
+def test_media_may_lie_elsewhere_and_the_format_be_named(tmp_path):
+    path = write_catalogue(tmp_path / "c", [record(1)])
+    path.rename(tmp_path / "items.txt")
+    (read,) = read_catalogue(tmp_path / "items.txt", CatalogueOptions(format="jsonl", media=tmp_path / "c"))
+    assert read.where == f"{tmp_path}/items.txt:1" and list(read.media) == ["image"]
+
+
+def test_what_to_do_with_missing_media_is_one_of_two_words():
+    with pytest.raises(CatalogueError, match="missing_media must be error or absent, got 'skip'"):
+        CatalogueOptions(missing_media="skip")
+    assert (CatalogueOptions().missing_media, CatalogueOptions().group_key) == ("error", "share_group")
+    assert dumps({"a": ["灯", 1]}) == '{"a":["灯",1]}'

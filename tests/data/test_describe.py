@@ -130,3 +130,49 @@ def test_tables_of_no_products_have_no_shares():
         Statistics(manifest=empty, split_N=np.array(["train"]), label_N=one - 1, title_chars_N=one, table_pairs_N=one)
     )
     assert "image           0      -" in text
+
+
+def test_the_long_tail_is_cut_at_whole_categories_and_the_twelve_largest_are_shown():
+    """Twenty-five categories of 1 to 25 products: heads of 1 %, 5 %, ... are 1, 1, 2, 5 and 12 categories."""
+    sizes = np.arange(1, 26)
+    label_N = np.repeat(np.arange(25), sizes)
+    manifest = Manifest(
+        version=1,
+        modalities=("text",),
+        splits={"train": SplitEntry(num_products=325, shards=(), presence_patterns={"text": 325})},
+        categories=tuple(f"c{number}" for number in range(25)),
+        attributes={f"k{number:02d}": 20 - number for number in range(20)},
+        source={},
+        group_key="",
+        options={},
+        missing_media=0,
+    )
+    zeros_N = np.zeros(325, np.int64)
+    statistics = Statistics(
+        manifest=manifest,
+        split_N=np.array(["train"] * 325),
+        label_N=label_N,
+        title_chars_N=zeros_N,
+        table_pairs_N=zeros_N,
+    )
+    _, _, categories, _, keys, _ = tables(statistics).strip().split("\n\n")
+    lines = [" ".join(line.split()) for line in categories.splitlines()[2:]]
+    assert lines[2:4] == ["largest / median / mean 25 / 13 / 13.0", "categories of at most 10 products 10"]
+    heads = [sizes[::-1][:count].sum() / 3.25 for count in (1, 1, 2, 5, 12)]
+    assert lines[5:10] == [
+        f"products in the top {share} % of categories {part:.1f} %"
+        for share, part in zip((1, 5, 10, 20, 50), heads, strict=True)
+    ]
+    assert lines[10:] == [f"c{number} {number + 1}" for number in range(24, 12, -1)]
+    assert [line.split()[:2] for line in keys.splitlines()[2:]] == [[f"k{n:02d}", str(20 - n)] for n in range(12)]
+
+
+def test_columns_of_all_splits_come_in_the_manifests_order(shards):
+    statistics = gather(shards)
+    counts = {name: split.num_products for name, split in statistics.manifest.splits.items()}
+    assert statistics.split_N.tolist() == [name for name, count in counts.items() for _ in range(count)]
+    assert list(counts) == ["train", "validation", "test"]
+    lengths = sorted([number % 7 for number in range(40)] + [0])
+    assert sorted(statistics.title_chars_N.tolist()) == lengths
+    assert sorted(statistics.table_pairs_N.tolist()) == [0] + [2] * 40
+    assert (statistics.label_N == -1).sum() == 1

@@ -196,3 +196,37 @@ def test_a_batch_that_cannot_be_dealt_equally_is_refused():
         deal([1.0, 1.0], 0)
     with pytest.raises(ValueError, match=r"global_batch_size 10 must be a multiple of the 4"):
         deal([1.0] * 10, 4)
+
+
+def test_places_are_asked_of_no_more_positions_than_wanted():
+    order = make(sizes=(5,), chunk_size=2, window_chunks=2)
+    assert order.places(3, 0) == []
+    asked = []
+    at = order.at
+    order.at = lambda epoch, positions: asked.append((epoch, list(positions))) or at(epoch, positions)
+    assert len(order.places(3, 9)) == 9
+    assert asked == [(0, [3, 4]), (1, [0, 1, 2, 3, 4]), (2, [0, 1])]
+
+
+@pytest.mark.parametrize("window_chunks", [1, 2, 3, 5, 6, 7])
+def test_windows_begin_where_the_chunks_before_them_end(window_chunks):
+    """Chunks of 3, 3, 1, 3, 2 products: a window's first position is the sum of those before it."""
+    order = make(sizes=(7, 5), chunk_size=3, window_chunks=window_chunks)
+    chunk_C3, start_W = order._epoch(4)
+    assert sorted(chunk_C3.tolist()) == [[0, 0, 3], [0, 3, 3], [0, 6, 1], [1, 0, 3], [1, 3, 2]]
+    sizes = chunk_C3[:, 2].tolist()
+    assert start_W.tolist() == [sum(sizes[:first]) for first in range(0, 5, window_chunks)] + [12]
+
+
+def test_an_order_without_products_has_no_positions():
+    for sizes in ((), (0, 0)):
+        order = make(sizes=sizes)
+        assert order.num_products == 0 and order.at(0, []) == []
+
+
+def test_costs_that_are_equal_are_dealt_in_turn():
+    assert deal([1, 1, 1, 1], 2) == [[0, 2], [1, 3]]
+    assert deal([5, 1, 1, 1], 2) == [[0, 3], [1, 2]]
+    assert deal([], 3) == [[], [], []] and deal([7], 1) == [[0]]
+    with pytest.raises(ValueError, match="3 must be a multiple of the 2"):
+        deal([1, 2, 3], 2)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from m5ds.config import DataConfig, TokenizerConfig
-from m5ds.data import quickstart
+from m5ds.data import quickstart, shard_records
 from m5ds.data.manifest import read_manifest
 from m5ds.data.quickstart import prepare_quickstart
 from m5ds.data.reader import ShardReader
@@ -89,3 +89,63 @@ def test_processes_that_start_together_build_it_once(tmp_path):
     assert [process.exitcode for process in processes] == [0, 0, 0]
     made.get(timeout=5)
     assert made.empty()
+
+
+def test_what_is_built_is_what_the_settings_ask_for(tmp_path, builds, monkeypatch):
+    """83 % and 17 % of the products in shards of at most 512; one thread, so that the pieces are the same anywhere."""
+    built, trained = [], []
+    real_build, real_train = quickstart.build_shards, quickstart.train_tokenizer
+
+    def build(items, directory, options):
+        built.append(options)
+        return real_build(items, directory, options)
+
+    def train(texts, vocab_size, path, **options):
+        texts = list(texts)
+        trained.append((texts, vocab_size, options))
+        return real_train(texts, vocab_size, path, **options)
+
+    monkeypatch.setattr(quickstart, "build_shards", build)
+    monkeypatch.setattr(quickstart, "train_tokenizer", train)
+    config = replace(CONFIG, quickstart_products=30, quickstart_seed=4, shuffle_pairs=True)
+    target = prepare_quickstart(config, tmp_path / "new" / "folder")
+    assert builds == [(target.with_name(target.name + ".part") / "catalogue", 30, 4, True)]
+    (options,) = built
+    assert (options.ratios, options.shard_products) == ((0.83, 0.17, 0.0), 512)
+    manifest = read_manifest(str(target / "shards"))
+    assert {name: split.num_products for name, split in manifest.splits.items()} == {"train": 25, "validation": 5}
+    ((texts, vocab_size, options),) = trained
+    assert vocab_size == 600 and options == {"num_threads": 1}
+    records = shard_records.iterate_records(str(target / "shards"), manifest, "train")
+    assert texts == [text for record in records for text in shard_records.sentences(record)]
+    assert len(target.name) == len("quickstart-") + 12
+
+
+def test_a_tokenizer_that_is_named_is_taken_over(tmp_path, monkeypatch):
+    config = replace(CONFIG, quickstart_products=12)
+    first = prepare_quickstart(config, tmp_path)
+    monkeypatch.setattr(quickstart, "train_tokenizer", None)
+    path = str(first / "tokenizer")
+    second = prepare_quickstart(replace(config, tokenizer=TokenizerConfig(path=path)), tmp_path)
+    assert second != first
+    assert load_tokenizer(second / "tokenizer").encode("Colour") == load_tokenizer(path).encode("Colour")
+
+
+def test_every_setting_that_shapes_the_data_is_part_of_the_folders_name(monkeypatch):
+    named = quickstart._settings_hash(CONFIG)
+    tokenizer = CONFIG.tokenizer
+    for other in (
+        replace(CONFIG, quickstart_products=61),
+        replace(CONFIG, tokenizer=replace(tokenizer, vocab_size=601)),
+        replace(CONFIG, tokenizer=replace(tokenizer, path="elsewhere")),
+    ):
+        assert quickstart._settings_hash(other) != named
+    for name, value in (("RATIOS", (0.9, 0.1, 0.0)), ("_SHARD_PRODUCTS", 256), ("MANIFEST_VERSION", 2)):
+        with monkeypatch.context() as patched:
+            patched.setattr(quickstart, name, value)
+            assert quickstart._settings_hash(CONFIG) != named, name
+    for name in ("synthetic", "synthetic_media", "shard_records"):
+        with monkeypatch.context() as patched:
+            patched.setattr(quickstart, name, pytest)
+            assert quickstart._settings_hash(CONFIG) != named, name
+    assert quickstart._settings_hash(replace(CONFIG, num_threads=3, chunk_size=5)) == named

@@ -95,3 +95,33 @@ def test_moving_a_batch_moves_rows_and_leaves_what_the_host_plans_with():
     for field in ("product_B", "draw_B", "label_B", "present_BM"):
         assert getattr(moved, field).device.type == "cpu"
     assert batch.modalities["image"].values_NF.device.type == "cpu"
+
+
+def test_by_default_tokens_begin_at_five_and_texts_with_two():
+    batch = random_batch(SPEC, ALL, vocab_size=8)
+    assert set(batch.modalities["text"].token_N.tolist()) == {2, 5, 6, 7}
+    assert set(batch.modalities["table"].token_N.tolist()) == {5, 6, 7}
+    assert batch.draw_B.tolist() == [0] * 60
+    again = random_batch(SPEC, ALL, vocab_size=8, seed=0, full=False)
+    assert torch.equal(again.modalities["image"].values_NF, batch.modalities["image"].values_NF)
+    other = random_batch(SPEC, ALL, vocab_size=8, first_token=7, cls_token=3)
+    assert set(other.modalities["text"].token_N.tolist()) == {3, 7}
+
+
+def test_an_input_of_one_row_is_legal():
+    spec = of(image=FeatureRows(rows=1, dim=2), text=TextTokens(max_tokens=1), table=TablePairs(max_tokens=1))
+    batch = random_batch(spec, ALL[:20, :3], vocab_size=9)
+    assert all(rows.length_B.tolist() == [1] * 20 for rows in batch.modalities.values())
+    assert batch.modalities["text"].token_N.tolist() == [2] * 20
+
+
+def test_presence_is_that_of_the_lengths_in_any_pattern():
+    pattern = torch.rand(30, 4, generator=torch.Generator().manual_seed(0)) < 0.5
+    batch = random_batch(SPEC, pattern, vocab_size=9)
+    for m, rows in enumerate(batch.modalities.values()):
+        assert torch.equal(rows.length_B > 0, pattern[:, m])
+        assert rows.num_rows == int(rows.length_B.sum())
+    assert torch.equal(batch.present_BM, pattern) and batch.present_BM.dtype == torch.bool
+    boxes = batch.modalities["image"].geometry_N5
+    assert boxes.min() >= 0 and boxes.max() < 1
+    assert batch.product_B.dtype == batch.draw_B.dtype == batch.label_B.dtype == torch.int64

@@ -339,3 +339,33 @@ def test_no_more_files_stay_open_than_allowed_and_none_after_close(tmp_path, mon
     assert len(opened) == 3 and closed == [opened[1]]
     reader.close()
     assert sorted(closed) == sorted(opened)
+
+
+def test_a_read_past_the_end_says_where_it_should_have_ended(shards):
+    reader = ShardReader(shards, "train")
+    row = reader.index(1).table.to_pylist()[2]
+    with (shards / "train/000001.tar").open("r+b") as file:
+        file.truncate(row["offset"] + row["size"] - 1)
+    end = row["offset"] + row["size"]
+    with pytest.raises(
+        CorruptShardError, match=rf"000001.tar: ends before byte {end}; check it with tools/lint_shards"
+    ):
+        reader.read(1, 2)
+
+
+def test_only_full_verification_reads_the_shards(shards, monkeypatch):
+    asked = []
+    monkeypatch.setattr(manifests, "verify_shard", lambda directory, entry, full: asked.append((entry.name, full)))
+    ShardReader(shards, "train")
+    ShardReader(shards, "train", verify="size")
+    ShardReader(shards, "train", verify="full")
+    names = ["train/000000", "train/000001"]
+    assert sorted(asked) == sorted((name, full) for full in (False, False, True) for name in names)
+
+
+def test_columns_that_the_loader_plans_with_are_those_of_the_index(shards):
+    rewrite(shards, lambda rows: [row.update(text_chars=10 + i, table_chars=20 + i) for i, row in enumerate(rows)])
+    index = ShardReader(shards, "train").index(0)
+    assert index.text_chars.tolist() == [10, 11, 12, 13] and index.table_chars.tolist() == [20, 21, 22, 23]
+    assert index.present == [frozenset({"text", "table", *["image"] * bool(number % 3)}) for number in range(4)]
+    assert index.table["id"].to_pylist() == [f"shop/{number}" for number in range(4)]

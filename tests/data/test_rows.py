@@ -57,6 +57,7 @@ def test_audio_rows_are_ragged_and_time_major() -> None:
 def test_rows_without_time_have_no_time_step() -> None:
     with pytest.raises(ValueError, match="image_patches has no time steps"):
         rows.time_step(torch.arange(3), IMAGE)
+    assert rows.time_step(torch.arange(3), FEATURES).tolist() == [0, 1, 2]
 
 
 def test_text_is_cut_but_keeps_its_special_tokens() -> None:
@@ -64,6 +65,16 @@ def test_text_is_cut_but_keeps_its_special_tokens() -> None:
     assert made.token_N.tolist() == [1, 7, 8, 9, 2] and made.unit_N.tolist() == [-1, 1, 2, 3, -1]
     assert rows.text_rows([7], 5, cls_id=1, sep_id=2).token_N.tolist() == [1, 7, 2]
     assert len(rows.text_rows(list(range(99)), 36, cls_id=1, sep_id=2).token_N) == TextTokens().max_rows
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "tokens", "units"), [(1, [1], [-1]), (2, [1, 2], [-1, -1]), (3, [1, 7, 2], [-1, 1, -1])]
+)
+def test_the_shortest_texts_are_legal(max_tokens: int, tokens: list[int], units: list[int]) -> None:
+    made = rows.text_rows([7, 8, 9], max_tokens, cls_id=1, sep_id=2)
+    assert made.token_N.tolist() == tokens and made.unit_N.tolist() == units
+    assert made.position_N.tolist() == list(range(len(tokens))) and not made.part_N.any()
+    assert made.token_N.dtype == torch.int64
 
 
 PAIRS = [([1, 2], [3]), ([4], [5, 6, 7, 8]), ([9], [10]), ([11], [])]
@@ -75,6 +86,13 @@ def test_table_pairs_are_whole_or_left_out() -> None:
     assert made.unit_N.tolist() == [0, 0, 0, 2, 2, 3] and made.part_N.tolist() == [0, 0, 1, 0, 1, 0]
     assert rows.table_rows(PAIRS[1:2], max_tokens=6, max_tokens_per_pair=4) is None
     assert rows.table_rows([], max_tokens=6, max_tokens_per_pair=4) is None
+
+
+def test_a_pair_may_be_as_long_as_both_limits() -> None:
+    made = rows.table_rows(PAIRS[1:2], max_tokens=5, max_tokens_per_pair=5)
+    assert made.token_N.tolist() == [4, 5, 6, 7, 8] and made.token_N.dtype == torch.int64
+    assert rows.table_rows(PAIRS[1:2], max_tokens=4, max_tokens_per_pair=5) is None
+    assert rows.table_rows(PAIRS[1:2], max_tokens=5, max_tokens_per_pair=4) is None
 
 
 def test_a_pair_keeps_its_unit_in_any_order() -> None:
@@ -101,6 +119,69 @@ def test_feature_rows_are_cut_to_the_spec() -> None:
     assert fortran.values_NF.tolist() == np.arange(12.0).reshape(2, 6).tolist()
 
 
+def test_a_feature_files_rows_are_its_own_in_any_version_and_number_format() -> None:
+    """NumPy writes version 2 where a header is long; integers and doubles are numbers too."""
+    values = np.arange(12).reshape(2, 6)
+    for version in ((1, 0), (2, 0)):
+        file = io.BytesIO()
+        np.lib.format.write_array(file, values.astype(np.float64), version)
+        made = rows.feature_rows(file.getvalue(), FEATURES)
+        assert made.values_NF.tolist() == values.tolist() and made.position_N.tolist() == made.unit_N.tolist() == [0, 1]
+    for dtype in (np.uint8, np.int16, np.float16, np.float64):
+        assert rows.feature_rows(npy(values.astype(dtype)), FEATURES).values_NF.tolist() == values.tolist()
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((2, 5)), r"shape \(2, 5\), expected \(rows, 6\)"),
+        (np.zeros(6), r"shape \(6,\)"),
+        (np.zeros((1, 2, 6)), r"shape \(1, 2, 6\)"),
+        (np.zeros((6, 6, 1)), r"shape \(6, 6, 1\)"),
+        (np.zeros((0, 6)), r"shape \(0, 6\)"),
+        (np.zeros((2, 6), bool), "holds bool, expected numbers"),
+        (np.zeros((2, 6), complex), "expected numbers"),
+        (np.full((2, 6), 1e39), "NaN or infinite"),
+        (np.full((2, 6), -np.inf), "NaN or infinite"),
+        (np.array([{}], dtype=object), "cut short"),
+    ],
+)
+def test_wrong_feature_files_say_what_is_wrong(array: np.ndarray, message: str) -> None:
+    with pytest.raises(FeatureFileError, match=message):
+        rows.feature_rows(npy(array), FEATURES)
+
+
+def test_a_feature_file_may_not_lie_about_its_size() -> None:
+    whole = npy(np.zeros((2, 6)))
+    assert len(rows.feature_rows(whole, FEATURES).position_N) == 2
+    assert len(rows.feature_rows(whole + b"more", FEATURES).position_N) == 2
+    negative = whole.replace(b"(2, 6)", b"(-2,6)")
+    for lying in (whole[:-1], whole.replace(b"(2, 6)", b"(3, 6)"), negative, negative.replace(b"(-2,6)", b"(-2,-6)")):
+        with pytest.raises(FeatureFileError, match="is cut short|is no .npy file"):
+            rows.feature_rows(lying, FEATURES)
+
+
+def test_an_array_may_unpack_to_256_mib() -> None:
+    """The archive's directory says to how many bytes a member unpacks, 24 bytes behind the start of its entry."""
+    data = bytearray(npz(**GOOD))
+    place = data.index(b"PK\x01\x02") + 24
+    data[place : place + 4] = (256 * 2**20).to_bytes(4, "little")
+    assert rows.region_rows(bytes(data), REGIONS).values_NF.tolist() == GOOD["features"].tolist()
+    data[place : place + 4] = (256 * 2**20 + 1).to_bytes(4, "little")
+    with pytest.raises(FeatureFileError, match="region file: features unpacks to 268435457 bytes"):
+        rows.region_rows(bytes(data), REGIONS)
+
+
+def test_regions_are_cut_to_the_most_confident_and_may_be_fewer() -> None:
+    features = np.arange(20, dtype=np.float32).reshape(4, 5)
+    boxes = np.array([[0, 0, 1, 2]] * 4)
+    for count in (1, 3, 4):
+        made = rows.region_rows(npz(features=features[:count], boxes=boxes[:count], size=np.array([4, 2])), REGIONS)
+        assert made.values_NF.tolist() == features[: min(count, 3)].tolist()
+        assert made.geometry_N5.tolist() == [[0, 0, 0.5, 0.5, 0.25]] * min(count, 3)
+        assert made.position_N.tolist() == made.unit_N.tolist() == list(range(min(count, 3)))
+
+
 def test_region_geometry_is_a_fraction_of_the_picture() -> None:
     boxes = np.array([[10, 20, 60, 70], [0, 0, 100, 200], [1, 1, 2, 2], [0, 0, 1, 1]], np.float32)
     data = npz(features=np.ones((4, 5), np.float32), boxes=boxes, size=np.array([200, 100]))
@@ -119,7 +200,17 @@ GOOD = {"features": np.ones((2, 5), np.float32), "boxes": np.ones((2, 4)), "size
         ({"features": np.ones((2, 4), np.float32)}, r"shape \(2, 4\)"),
         ({"features": np.ones((0, 5), np.float32), "boxes": np.ones((0, 4))}, r"shape \(0, 5\)"),
         ({"boxes": np.ones((3, 4))}, "boxes"),
+        ({"boxes": np.ones((2, 5))}, r"boxes \(2, 5\) and size \(2,\), expected \(2, 4\) and \(2,\)"),
+        ({"boxes": np.full((2, 4), np.inf)}, "boxes holds NaN or infinite"),
+        ({"features": np.ones(5, np.float32)}, r"shape \(5,\)"),
+        ({"features": np.ones((2, 5, 1), np.float32)}, r"shape \(2, 5, 1\)"),
+        ({"size": np.array([4, 4, 4])}, r"size \(3,\)"),
         ({"size": np.array([0, 4])}, "positive"),
+        ({"size": np.array([4, 0])}, "positive"),
+        ({"size": np.array([4, -1])}, "positive"),
+        ({"size": np.array([np.inf, 4])}, "positive"),
+        ({"size": np.array([4, np.inf])}, "positive"),
+        ({"size": np.array([4, np.nan])}, "positive"),
         ({"features": np.full((2, 5), np.nan, np.float32)}, "NaN"),
         ({"features": np.array([["a"] * 5] * 2)}, "expected numbers"),
     ],
@@ -127,6 +218,12 @@ GOOD = {"features": np.ones((2, 5), np.float32), "boxes": np.ones((2, 4)), "size
 def test_wrong_region_files_say_what_is_wrong(change: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(FeatureFileError, match=message):
         rows.region_rows(npz(**{**GOOD, **change}), REGIONS)
+
+
+def test_a_region_file_without_one_of_its_arrays_names_them_all() -> None:
+    data = npz(**{name: array for name, array in GOOD.items() if name != "size"})
+    with pytest.raises(FeatureFileError, match="region file lacks one of features, boxes, size"):
+        rows.region_rows(data, REGIONS)
 
 
 def test_damaged_feature_files_raise_only_feature_file_errors() -> None:
@@ -152,6 +249,19 @@ def test_assembled_rows_are_in_product_order_with_zero_for_the_absent() -> None:
     assert packed.length_B.tolist() == [0, 4, 0, 2] and packed.num_rows == 6
     assert packed.values_NF.sum() == 4 * AUDIO.dim and packed.values_NF[4:].sum() == 0
     assert packed.token_N is None and packed.geometry_N5 is None
+    assert packed.position_N.tolist() == packed.unit_N.tolist() == [0, 1, 2, 3, 0, 1]
+    assert packed.part_N.tolist() == [0] * 6 and packed.length_B.dtype == torch.int64
+
+
+def test_every_field_of_the_products_is_assembled() -> None:
+    pairs = rows.table_rows(PAIRS[:1], max_tokens=9, max_tokens_per_pair=9)
+    packed = rows.assemble([pairs, None, pairs], TablePairs())
+    assert packed.token_N.tolist() == [1, 2, 3] * 2 and packed.part_N.tolist() == [0, 0, 1] * 2
+    assert packed.unit_N.tolist() == [0] * 6 and packed.position_N.tolist() == [0, 1, 2] * 2
+    assert packed.values_NF is None and packed.geometry_N5 is None
+    regions = rows.region_rows(npz(**GOOD), REGIONS)
+    packed = rows.assemble([None, regions], REGIONS)
+    assert torch.equal(packed.geometry_N5, regions.geometry_N5) and packed.length_B.tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("spec", [IMAGE, AUDIO, REGIONS, TextTokens(), TablePairs()])

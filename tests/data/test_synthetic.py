@@ -1,9 +1,12 @@
 """The synthetic catalogue: real files, the paper's proportions, the same bytes for the same seed, shared factors."""
 
 import hashlib
+import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -198,3 +201,115 @@ def test_a_product_without_text_has_none_in_another_language_either():
     files = {"image": [], "video": [], "audio": []}
     translations = [synthetic._record(plan, files, np.random.default_rng(seed))["i18n"] for seed in range(60)]
     assert translations == [{}] * 60
+
+
+class Noted:
+    """Stands in for the media module: notes what is asked for, and draws nothing."""
+
+    def __init__(self):
+        self.pictures, self.clips, self.sounds, self.encoded = [], [], [], []
+
+    def picture_HWC(self, look, height, width, rng):
+        self.pictures.append((look, height, width, rng.bit_generator.state["state"]["state"]))
+        return "picture"
+
+    def clip_THWC(self, look, size, num_frames, rng):
+        self.clips.append((look, size, num_frames))
+        return "clip"
+
+    def sound_T(self, look, seconds, rng):
+        self.sounds.append((look, seconds))
+        return "sound"
+
+    def __getattr__(self, name):
+        return lambda content, *given: self.encoded.append((name, content, *given)) or name.encode()
+
+
+@pytest.fixture
+def noted(monkeypatch):
+    noted = Noted()
+    monkeypatch.setattr(synthetic, "media", noted)
+    return noted
+
+
+def written(directory, plans, damaged=None, seed=9):
+    """The records of the plans, whose media are only noted."""
+    for folder in ("images", "videos", "audios"):
+        (directory / "media" / folder).mkdir(parents=True, exist_ok=True)
+    first = {plan.group: plan for plan in reversed(plans)}
+    damaged = damaged or {"image": set(), "video": set(), "audio": set()}
+    return [synthetic._write_product(directory, plan, first[plan.group], damaged, seed) for plan in plans]
+
+
+def test_media_are_of_the_documented_sizes(tmp_path, noted, plans):
+    items = written(tmp_path, plans[:600])
+    own = [picture for picture in noted.pictures if picture[1:3] != (80, 80)]
+    sides = {side for _, height, width, _ in own for side in (height, width)}
+    assert (min(sides), max(sides)) == (64, 96) and len(sides) == 33
+    assert {size for _, size, _ in noted.clips} == {48} and {count for *_, count in noted.clips} == {8, 9, 10}
+    seconds = [seconds for _, seconds in noted.sounds]
+    assert 1.05 <= min(seconds) < 1.06 and 1.29 < max(seconds) < 1.3
+    kinds = Counter(kind for kind, *_ in noted.encoded)
+    assert set(kinds) == {"encode_jpeg", "encode_png", "encode_clip", "encode_wav", "encode_ogg"}
+    clips = Counter(codec for kind, _, *codec in noted.encoded if kind == "encode_clip" for codec in codec)
+    assert clips["vp9"] / clips.total() == pytest.approx(0.35, abs=0.06)
+    assert kinds["encode_ogg"] / len(noted.sounds) == pytest.approx(0.25, abs=0.06)
+    with_text = [item for item in items if item["title"]]
+    assert sum(bool(item["i18n"]) for item in with_text) / len(with_text) == pytest.approx(0.1, abs=0.035)
+    single = [item for plan, item in zip(plans, items, strict=False) if "image" in plan.present and not plan.variant]
+    assert sum(len(item["images"]) == 2 for item in single) / len(single) == pytest.approx(0.1, abs=0.035)
+    assert sum(item["images"][0].endswith("png") for item in single) / len(single) == pytest.approx(0.25, abs=0.06)
+
+
+def test_variants_share_the_picture_of_their_groups_first_product(tmp_path, noted, plans):
+    group = next(plan.group for plan in plans if plan.variant)
+    members = [plan for plan in plans if plan.group == group]
+    both = [replace(plan, present=("image",)) for plan in members]
+    items = written(tmp_path, both, seed=9)
+    shared = [picture for picture in noted.pictures if picture[1:3] == (80, 80)]
+    state = np.random.default_rng([9, 3, group]).bit_generator.state["state"]["state"]
+    assert shared == [(members[0].looks["image"], 80, 80, state)] * len(members)
+    assert all(item["images"][-1] == f"media/images/group-{group:06d}.jpg" for item in items)
+    assert [item["images"][0].split("/")[-1][:8] for item in items] == [f"{plan.index:06d}-0" for plan in both]
+
+
+def test_one_product_in_ten_is_a_variant_of_the_one_before_in_the_next_size(plans):
+    variants = [(one, other) for one, other in itertools.pairwise(plans) if one.group == other.group]
+    assert len(variants) / len(plans) == pytest.approx(0.10, abs=0.015)
+    for one, other in variants:
+        assert other.label == replace(one.label, size=(one.label.size + 1) % 4) and one.variant and other.variant
+    sizes = Counter(plan.group for plan in plans)
+    assert all(plan.variant == (sizes[plan.group] > 1) for plan in plans)
+    assert sum(plan.language == "zh" for plan in plans) / len(plans) == pytest.approx(0.40, abs=0.03)
+
+
+@pytest.mark.parametrize(("num_products", "expected"), [(0, 0), (9, 0), (10, 1), (124, 1), (376, 2), (1000, 4)])
+def test_of_a_thousand_files_four_are_damaged_and_of_ten_one(num_products, expected):
+    plans = [SimpleNamespace(index=2 * number, present=("image", "audio")) for number in range(num_products)]
+    damaged = synthetic._choose_damaged(plans, np.random.default_rng(0))
+    assert {name: len(products) for name, products in damaged.items()} == {
+        "image": expected,
+        "video": 0,
+        "audio": expected,
+    }
+    assert damaged["image"] <= {plan.index for plan in plans}
+
+
+def test_a_damaged_jpeg_is_cut_and_anything_else_is_noise():
+    jpeg = b"\xff\xd8" + bytes(range(250)) * 2
+    assert synthetic._damage(jpeg, np.random.default_rng(0)) == jpeg[:200]
+    noise = synthetic._damage(b"RIFF" * 100, np.random.default_rng(0))
+    assert noise == np.random.default_rng(0).bytes(400)
+
+
+def test_only_a_products_first_file_is_damaged_and_a_picture_as_jpeg(tmp_path, noted, plans):
+    several = [replace(plan, present=("image", "audio"), variant=False) for plan in plans[:300]]
+    everything = {plan.index for plan in several}
+    written(tmp_path, several, {"image": everything, "video": set(), "audio": everything})
+    files = {path.name: path.read_bytes() for path in (tmp_path / "media").rglob("*.*")}
+    for plan in several:
+        name = f"{plan.index:06d}-0.jpg"
+        assert name in files and files[name] != b"encode_jpeg" and len(files[name]) == 400
+    seconds = {name: data for name, data in files.items() if name[6:8] == "-1"}
+    assert set(seconds.values()) == {b"encode_jpeg", b"encode_png"}
+    assert all(len(data) == 400 for name, data in files.items() if name.endswith(("wav", "ogg")))
