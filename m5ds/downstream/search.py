@@ -153,7 +153,7 @@ def _trained_ivfpq(vectors_GD: NDArray[np.float32], options: IndexOptions) -> fa
         raise ValueError(f"ivfpq_bytes {size} must divide the vectors' width {width}")
     quantizer = faiss.IndexFlatIP(width)
     index = faiss.IndexIVFPQ(quantizer, width, lists, size, 8, faiss.METRIC_INNER_PRODUCT)
-    index.nprobe = options.ivfpq_probes or max(1, min(lists, lists // 16))
+    index.nprobe = options.ivfpq_probes or max(1, lists // 16)
     index.cp.max_points_per_centroid = 64
     sample_rows = np.linspace(0, num_vectors - 1, min(num_vectors, max(64 * lists, 16384)), dtype=np.int64)
     index.train(vectors_GD[sample_rows])
