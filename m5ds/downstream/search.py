@@ -172,7 +172,7 @@ def search(index: Index, queries_QD: NDArray[np.floating], k: int) -> tuple[NDAr
     scores_QK, rows_QK = index.faiss_index.search(queries_QD, depth)
     if index.rerank:
         for q, rows in enumerate(rows_QK):
-            scores_QK[q] = index.vectors_GD[np.maximum(rows, 0)] @ queries_QD[q]
+            scores_QK[q] = index.vectors_GD[rows] @ queries_QD[q]
     scores_QK = np.where(rows_QK >= 0, scores_QK, -np.inf).astype(np.float32)
     order = np.lexsort((rows_QK, -scores_QK), axis=1)[:, :k]
     return np.take_along_axis(scores_QK, order, 1), np.take_along_axis(rows_QK.astype(np.int64), order, 1)

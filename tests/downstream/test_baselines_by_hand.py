@@ -75,7 +75,13 @@ def test_vectors_come_as_a_set_that_says_who_lacks_what():
     assert (found.ids, found.label_N.tolist(), found.group) == (("b", "a"), [3, 4], ("g", ""))
     assert found.present_NM.tolist() == [[True, False, False], [True, True, False]]
     info = found.info
-    assert (info.model, info.data, info.split, info.operation, info.normalized) == ("tf-idf", "hash", "test", "sum", True)
+    assert (info.model, info.data, info.split, info.operation, info.normalized) == (
+        "tf-idf",
+        "hash",
+        "test",
+        "sum",
+        True,
+    )
     assert (info.width, info.num_products, info.modalities, info.model_modalities) == (2, 2, ("text", "table"), NAMES)
     colors = baselines.embed("color histogram", lambda given: vectors, products, "test", "hash", NAMES)
     assert colors.info.modalities == ("image",)
@@ -117,6 +123,7 @@ def test_products_are_read_shard_by_shard(monkeypatch):
 def judged(monkeypatch):
     """Runs a baseline's tasks over recorders."""
     calls = SimpleNamespace(asked=[], products=[])
+
     def fit(train):
         assert len(train) == 4
         return "vectorizer"
@@ -128,9 +135,7 @@ def judged(monkeypatch):
         return embedding_set(np.eye(len(products)), ids=ids, **info)
 
     def task(name, answer):
-        monkeypatch.setattr(
-            baseline_jobs.tasks, name, lambda *given: calls.asked.append((name, given)) or answer
-        )
+        monkeypatch.setattr(baseline_jobs.tasks, name, lambda *given: calls.asked.append((name, given)) or answer)
 
     task("coarse_retrieval", (["c"], {"examples": 1}))
     task("clustering", ["k"])

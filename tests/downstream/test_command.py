@@ -18,7 +18,6 @@ from m5ds.downstream.settings import ClusteringConfig, DownstreamConfig
 from m5ds.train import monitor, runtime, stopping
 
 
-
 @dataclass(frozen=True)
 class Model:
     """What the commands look at of a checkpoint."""
@@ -191,7 +190,9 @@ def test_all_tasks_run_on_every_stage_and_the_report_names_each_result(calls, mo
     monkeypatch.setattr(report, "load_results", lambda paths: [str(path) for path in paths])
     monkeypatch.setattr(report, "build", lambda loaded: loaded)
     wrote = {}
-    monkeypatch.setattr(report, "write_report", lambda document, out: wrote.update({str(out): document}) or ["page", "text"])
+    monkeypatch.setattr(
+        report, "write_report", lambda document, out: wrote.update({str(out): document}) or ["page", "text"]
+    )
     settings = DownstreamConfig(name="n", output_dir="o", clustering=ClusteringConfig(seeds=[5]))
     opened = {}
     evaluation = jobs.Evaluation(settings, "s", opened)
@@ -334,4 +335,6 @@ def test_the_summary_shows_every_number_of_every_table(tmp_path):
         '  b: {"label": "ü"}',
         "  -> out",
     ]
-    assert command.summary(made(), Path("o")).startswith("clustering (pretrain) of runs/a on split test, category_level leaf")
+    assert command.summary(made(), Path("o")).startswith(
+        "clustering (pretrain) of runs/a on split test, category_level leaf"
+    )

@@ -96,9 +96,7 @@ def prepared(tmp_path, monkeypatch):
             settings=settings, shards="shards", classes=CLASSES, labelled="labelled", level="level"
         )
         encoder = tiny_model(tmp_path)
-        pretrained = SimpleNamespace(
-            model=encoder, tokenizer="tokenizer", source="runs/a", fingerprint="f", state=None
-        )
+        pretrained = SimpleNamespace(model=encoder, tokenizer="tokenizer", source="runs/a", fingerprint="f", state=None)
         made = finetune.prepare(evaluation, pretrained, "model", "ds", "auto")
         return made, seen, settings, encoder
 
@@ -134,8 +132,11 @@ def test_a_new_run_starts_at_step_zero_under_the_settings_it_was_given(prepared,
 
 
 def test_a_run_goes_on_where_its_checkpoint_stopped(prepared):
-    settings = {"classification": finetune.downstream_settings.to_dict(
-        DownstreamConfig(name="n", classification=ClassificationConfig(lora_rank=3, lora_alpha=5.0)))["classification"]}
+    settings = {
+        "classification": finetune.downstream_settings.to_dict(
+            DownstreamConfig(name="n", classification=ClassificationConfig(lora_rank=3, lora_alpha=5.0))
+        )["classification"]
+    }
     state = {
         "finetune": saved(settings=settings),
         **{"step": 7, "best": 0.5, "worse": 2, "validated": 6, "num_decoded": 30, "num_bad": 4},

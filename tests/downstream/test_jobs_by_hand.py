@@ -40,7 +40,12 @@ def evaluation(**options):
 
 def pretrained(head=None, state=None):
     return SimpleNamespace(
-        model=SimpleNamespace(names=NAMES, spec="spec"), tokenizer="tok", head=head, state=state, source="s", fingerprint="f"
+        model=SimpleNamespace(names=NAMES, spec="spec"),
+        tokenizer="tok",
+        head=head,
+        state=state,
+        source="s",
+        fingerprint="f",
     )
 
 

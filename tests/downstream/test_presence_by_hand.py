@@ -37,9 +37,7 @@ def words(batch, seed, index):
 
 
 def test_subsets_come_small_ones_first_in_table_order():
-    assert subsets(("a", "b", "c")) == [
-        *(("a",), ("b",), ("c",), ("a", "b"), ("a", "c"), ("b", "c"), ("a", "b", "c"))
-    ]
+    assert subsets(("a", "b", "c")) == [*(("a",), ("b",), ("c",), ("a", "b"), ("a", "c"), ("b", "c"), ("a", "b", "c"))]
 
 
 def test_each_modality_is_lost_by_its_own_word_and_rate_and_the_last_one_stays(model):

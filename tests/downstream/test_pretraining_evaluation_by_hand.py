@@ -25,7 +25,9 @@ def asked(monkeypatch):
     found = []
 
     def evaluate(queries, gallery, **options):
-        found.append((queries.info.split, gallery.info.split, queries.info.modalities, gallery.info.modalities, options))
+        found.append(
+            (queries.info.split, gallery.info.split, queries.info.modalities, gallery.info.modalities, options)
+        )
         return len(found)
 
     monkeypatch.setattr(pretraining_evaluation, "evaluate_retrieval", evaluate)
@@ -208,7 +210,11 @@ def test_runs_are_compared_with_the_first_one_in_step_data_and_configuration():
     check([run(1)])
     check([run(1), run(2)])
     other = run(2)["config"] | {"model": 2}
-    for last, key in ((run(2, step=4), "step"), (run(2, config=other), "model"), (run(2, manifest_hash="n"), "manifest_hash")):
+    for last, key in (
+        (run(2, step=4), "step"),
+        (run(2, config=other), "model"),
+        (run(2, manifest_hash="n"), "manifest_hash"),
+    ):
         with pytest.raises(ValueError, match=f"r2: differs from r1 in {key};"):
             check([run(1), last])
     with pytest.raises(ValueError, match="r2: has seed 2 as r2 has"):

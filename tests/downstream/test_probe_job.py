@@ -127,7 +127,9 @@ def tabled(monkeypatch):
 
 
 def sets(present=None, ids=("d", "b", "a", "c")):
-    train = embedding_set(np.arange(8.0).reshape(4, 2), [0, 1, 1, 0], ids=ids, present_NM=present, modalities=("image",))
+    train = embedding_set(
+        np.arange(8.0).reshape(4, 2), [0, 1, 1, 0], ids=ids, present_NM=present, modalities=("image",)
+    )
     tested = None if present is None else present[:2]
     test = embedding_set(np.eye(2), [0, 1], ids=("z", "y"), present_NM=tested, modalities=("image",))
     return {"train": train, "test": test}
@@ -138,7 +140,9 @@ def test_each_share_is_a_table_of_its_draws_in_the_order_of_the_ids(tabled):
     found = probe_job.label_tables(given, sets(), [0.1, 0.5, 1.0])
     assert found == (["50 % of the labels", "all labels"], {"10 % of the labels": "too few"})
     assert tabled.drawn == [
-        ("reader", fraction, seed) for fraction, seeds in ((0.1, 2), (0.5, 2), (1.0, 1)) for seed in range(10, 10 + seeds)
+        ("reader", fraction, seed)
+        for fraction, seeds in ((0.1, 2), (0.5, 2), (1.0, 1))
+        for seed in range(10, 10 + seeds)
     ]
     title, data, draws, test, config, classes, uncertainty, facts = tabled.tables[0]
     assert title == "50 % of the labels" and draws == [[False, False, True, True]] * 2

@@ -283,7 +283,12 @@ def shown(monkeypatch):
 
 def with_examples(count=1, **changes):
     row = {"query": "a", "found": [{"id": "d", "relevant": True}, {"id": "e", "relevant": False}]}
-    return result("coarse_retrieval", tables=[table("standard", ap_at_10=scores(1))], extras={"examples": [row] * count}, **changes)
+    return result(
+        "coarse_retrieval",
+        tables=[table("standard", ap_at_10=scores(1))],
+        extras={"examples": [row] * count},
+        **changes,
+    )
 
 
 def test_examples_show_the_query_and_what_was_found_from_the_split_that_was_searched(shown):
@@ -307,7 +312,9 @@ def test_products_of_the_tested_split_are_looked_up_once(searched, shown):
 
 
 def test_results_without_examples_or_pictures_stop_no_others(monkeypatch, shown):
-    assert "Retrieval examples" not in headings(build(loaded(result("coarse_retrieval", tables=[table("standard", ap_at_10=scores(1))]))))
+    assert "Retrieval examples" not in headings(
+        build(loaded(result("coarse_retrieval", tables=[table("standard", ap_at_10=scores(1))])))
+    )
     empty = result("coarse_retrieval", "untrained", [table("standard", ap_at_10=scores(1))], extras={"examples": None})
     assert len(section(build(loaded(empty, with_examples())), "Retrieval examples")) == 1
 
@@ -363,8 +370,16 @@ def test_each_result_is_drawn_with_what_it_holds(drawn, monkeypatch, tmp_path):
     results = [classified, probed, clustered, plain, searched, robust]
     source = plain.source
     assert drawings(build(loaded(*results), shards="moved")) == [
-        ("subset_lattice", "Every modality subset (pretrain): mAP@10 of coarse retrieval over the products that have one.", False),
-        ("missing_curves", "mAP@10 against the missing rate; shaded: 95 % interval. Line styles on the right as on the left.", False),
+        (
+            "subset_lattice",
+            "Every modality subset (pretrain): mAP@10 of coarse retrieval over the products that have one.",
+            False,
+        ),
+        (
+            "missing_curves",
+            "mAP@10 against the missing rate; shaded: 95 % interval. Line styles on the right as on the left.",
+            False,
+        ),
         ("noise_bars", "Noise: shuffled pairs and damaged files.", False),
         ("heat_map", "Mean cosine between modalities, fused states (pretrain).", True),
         ("heat_map", "Mean cosine between modalities, contrastive states (pretrain).", True),

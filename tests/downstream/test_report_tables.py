@@ -105,7 +105,10 @@ def test_the_caption_holds_the_facts_that_all_rows_share():
     others = facts | {"gallery": 6, UNSEEN_NAMES: []}
     blocks = task_tables(
         "x",
-        [result("x", "a", [table("standard", facts | {UNSEEN_NAMES: []}, nmi=0.5)]), result("x", "b", [table("standard", others, nmi=0.5)])],
+        [
+            result("x", "a", [table("standard", facts | {UNSEEN_NAMES: []}, nmi=0.5)]),
+            result("x", "b", [table("standard", others, nmi=0.5)]),
+        ],
     )
     assert grids(blocks)[0][2] == "standard, %: scored queries 9, left out 0"
     lacking = task_tables(
@@ -128,7 +131,9 @@ def test_unseen_categories_and_what_was_not_scored_are_lines():
 
 
 def test_frequency_groups_stand_in_their_order_with_their_sizes():
-    one = table("t", groups={"tail": {"estimate": 0.5, "num_products": 4}, "head": {"estimate": 0.25, "num_products": 9}}, nmi=1)
+    one = table(
+        "t", groups={"tail": {"estimate": 0.5, "num_products": 4}, "head": {"estimate": 0.25, "num_products": 9}}, nmi=1
+    )
     two = table("t", groups={"unseen": {"estimate": 0.0, "num_products": 1}}, nmi=1)
     found = grids(task_tables("x", [result("x", "a", [one]), result("x", "b", [two])]))[1]
     assert found[0] == ["stage", "head", "tail", "unseen"]

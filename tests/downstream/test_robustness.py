@@ -23,7 +23,9 @@ def settings(**options):
 
 def test_conditions_are_subsets_rates_each_modality_and_shuffled_pairs(monkeypatch):
     lost, shuffled = [], []
-    monkeypatch.setattr(robustness, "missing_at_random", lambda batch, rates, seed: lost.append((rates, seed)) or "keep")
+    monkeypatch.setattr(
+        robustness, "missing_at_random", lambda batch, rates, seed: lost.append((rates, seed)) or "keep"
+    )
     monkeypatch.setattr(robustness, "with_presence", lambda batch, keep: (batch, keep))
     monkeypatch.setattr(robustness, "shuffled_pairs", lambda batch, rate, seed: shuffled.append((rate, seed)))
     found = conditions(settings(), ("image", "text"), "zeros")
@@ -122,7 +124,12 @@ def test_a_product_that_lost_everything_fails_unless_subsets_are_compared():
 def test_a_classifier_also_has_its_accuracy_of_shown_products_with_a_kept_label():
     present = np.array([[1, 0, 0]] * 4 + [[0, 1, 0]], bool)
     products = embedding_set(
-        [*VECTORS, [5, 5]], [0, 0, 1, 1, 0], present_NM=present, modalities=("image",), states="dense", operation="concat"
+        [*VECTORS, [5, 5]],
+        [0, 0, 1, 1, 0],
+        present_NM=present,
+        modalities=("image",),
+        states="dense",
+        operation="concat",
     )
     guesses = np.array([[2, 1, 9], [1, 2, 9], [1, 2, 9], [1, 2, 9]], np.float32)
     seen = []

@@ -177,6 +177,8 @@ def test_candidates_are_scored_again_with_their_own_vectors():
     assert (rows_QK.tolist(), scores_QK.tolist()) == ([[1, 3]], [[10.0, 10.0]])
     search.search(Index("ivfpq", found, vectors_GD, 4), np.ones((1, 1)), 2)
     assert found.depth == 6  # no more than there are
+    search.search(Index("ivfpq", found, vectors_GD, 4), np.ones((1, 1)), 1)
+    assert found.depth == 4
 
 
 def test_places_past_the_end_have_row_minus_one_and_come_last():

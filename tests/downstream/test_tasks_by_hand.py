@@ -214,7 +214,11 @@ def test_a_classifiers_guesses_are_scored_product_by_product():
         "products_of_unseen_categories": 1,
         UNSEEN_NAMES: ["f"],
     }
-    assert {name: group["estimate"] for name, group in table.groups.items()} == {"head": 0.5, "tail": 0.0, "unseen": 0.0}
+    assert {name: group["estimate"] for name, group in table.groups.items()} == {
+        "head": 0.5,
+        "tail": 0.0,
+        "unseen": 0.0,
+    }
 
 
 def test_of_several_classifiers_the_means_count_those_that_were_taught_the_category():
