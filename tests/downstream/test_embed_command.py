@@ -155,6 +155,8 @@ def test_a_folder_is_continued_only_by_the_same_embeddings(tmp_path):
     embeddings.shard_path(tmp_path / "a" / "b", 1).write_bytes(b"")
     assert start_writing(tmp_path / "a" / "b", made) == [0, 2]
     assert embeddings.read_info(tmp_path / "a" / "b") == made
+    text = (tmp_path / "a" / "b" / "embeddings.json").read_text()
+    assert text.startswith('{\n "model": "weights-a",\n') and text.endswith("\n}\n")
     with pytest.raises(ValueError, match="holds embeddings with split 'test', not 'train'"):
         start_writing(tmp_path / "a" / "b", info(num_products=9, shard_size=4, split="train"))
     (tmp_path / "file").write_text("")

@@ -81,6 +81,39 @@ def test_ranks_take_turns_and_the_first_puts_their_parts_in_order(dealt, monkeyp
     assert dealt.ranges[1:] == [(0, 4), (8, 10)] and found.ids == TEN.ids
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_bar_of_rank_zero_counts_the_ranks_own_products(dealt, monkeypatch, rank):
+    bars = []
+
+    class Bar:
+        def __init__(self, **options):
+            bars.append(options | {"done": 0})
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def update(self, count):
+            bars[-1]["done"] += count
+
+    monkeypatch.setattr(encoding, "tqdm", Bar)
+    monkeypatch.setattr(encoding.distributed, "stop_together", nullcontext)
+    monkeypatch.setattr(encoding.distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(encoding.distributed, "rank", lambda: rank)
+    monkeypatch.setattr(encoding.distributed, "gather_objects", lambda parts: [parts])
+    monkeypatch.setattr(encoding.distributed, "broadcast_object", lambda value: [0, 2, 3])
+    monkeypatch.setattr(encoding.distributed, "barrier", lambda: None)
+    encoding.encode_split(None, data(1), [Request(options=OPTIONS)], progress="named")
+    encoding.encode_split(None, data(1), [Request(options=OPTIONS)])
+    encoding.write_embeddings(None, data(1), OPTIONS, "out", 3)
+    counts = [(6, 6, 4), (4, 4, 3)][rank]
+    assert [(bar["total"], bar["done"], bar["disable"]) for bar in bars] == [(n, n, rank == 1) for n in counts]
+    assert [bar["desc"] for bar in bars] == ["named", "embed", "embed"]
+    assert {bar["unit"] for bar in bars} == {"product"}
+
+
 @pytest.mark.parametrize(("rank", "numbers"), [(0, [0, 3]), (1, [2])])
 def test_the_missing_files_are_dealt_to_the_ranks(dealt, monkeypatch, rank, numbers):
     barriers = []

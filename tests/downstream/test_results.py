@@ -65,7 +65,8 @@ def test_everything_comes_back_as_it_was_written(tmp_path, monkeypatch):
         for metric, values in theirs.values.items():
             np.testing.assert_array_equal(ours.values[metric], values)
     assert tree["command"] == "python tools/finetune.py all 'name=a b'"
-    assert "ü" in (tmp_path / "new" / "folder" / "results.json").read_text()
+    text = (tmp_path / "new" / "folder" / "results.json").read_text()
+    assert "ü" in text and text.startswith('{\n "command": "python ') and text.endswith("\n}\n")
     write_result(tmp_path / "new" / "folder", written)  # again, over the old one
 
 

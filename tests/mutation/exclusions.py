@@ -36,6 +36,9 @@ def skipped_fields(node: ast.AST) -> set[str]:
         skipped |= {"value"}
     if isinstance(node, ast.Call) and called(node) in _PRINTING:
         skipped |= {"args"}
+    if isinstance(node, ast.Call) and called(node) == "zip":
+        # zip(strict=True) is an assertion.
+        skipped |= {"keywords"}
     if isinstance(node, ast.FormattedValue):
         # Digits after the point and the like.
         skipped |= {"format_spec"}
