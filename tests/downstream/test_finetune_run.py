@@ -262,3 +262,25 @@ def test_the_learning_curve_is_the_runs_records(tmp_path):
     assert finetune.learning_curve(tmp_path) == []
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + "\n" + json.dumps({"step": 2}) + "\n")
     assert finetune.learning_curve(tmp_path) == [{"step": 1}, {"step": 2}]
+
+
+def test_products_of_left_out_classes_neither_teach_nor_are_tested(job, monkeypatch):  # noqa: F811
+    job.classes = CLASSES
+    kept = [label if label != 1 else -1 for label in LABELS]
+    monitor = Monitor()
+    assert finetune._validate(job, monitor, Stop())
+    (batch,) = job.sources.validation.batches
+    assert batch.label_B.tolist() == kept
+    predicted = job.model.eval()(batch).logits_BC.argmax(1).tolist()
+    right = [guess == label for guess, label in zip(predicted, kept, strict=True) if label >= 0]
+    assert monitor.validations()[0][1]["accuracy"] == pytest.approx(sum(right) / 5)
+    taught = []
+    targets = finetune.FinetuneStep.targets
+    monkeypatch.setattr(
+        finetune.FinetuneStep,
+        "targets",
+        lambda step, batch: taught.append(batch.label_B.tolist()) or targets(step, batch),
+    )
+    job.settings = DownstreamConfig(name="t")
+    finetune.finetune(job, Monitor(), Stop())
+    assert taught and all(labels == kept for labels in taught)
