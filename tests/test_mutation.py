@@ -55,6 +55,7 @@ def test_each_kind_of_place_has_its_mutants(before, after):
         "@dataclass(frozen=True)\nclass A:\n    '''Words.'''\n    b: Literal[3]",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    x = 1",
         "print(f'{100 * share:.1f} %', flush=True)",
+        "def f(a):\n    return zip(a, strict=True)",
     ],
 )
 def test_words_types_and_invariants_are_left_alone(text):

@@ -47,7 +47,7 @@ class CategoryLevel:
         """Class numbers of labels of the manifest; -1 stays -1."""
         if not len(self.number_C):
             return np.full(len(label_N), -1)
-        return np.where(label_N < 0, -1, self.number_C[np.maximum(label_N, 0)])
+        return np.where(label_N < 0, -1, self.number_C[label_N])
 
     def relabel(self, product: RawProduct) -> RawProduct:
         """The product with its class in the place of its label."""

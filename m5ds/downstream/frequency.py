@@ -72,5 +72,5 @@ def split_by_frequency(
     num_classes = int(max(label_N.max(initial=-1), train_label.max())) + 1
     group_C = frequency_group(np.bincount(train_label[train_label >= 0], minlength=num_classes), rule)
     known = label_N >= 0
-    group_N = np.where(known, group_C[np.maximum(label_N, 0)], "")
+    group_N = np.where(known, group_C[label_N], "")
     return {name: np.asarray(values_N)[group_N == name] for name in NAMES if (group_N == name).any()}

@@ -31,7 +31,7 @@ class ClassChoice:
 
     def apply(self, label_N: NDArray[np.int64]) -> NDArray[np.int64]:
         """The labels with those of left-out categories as -1."""
-        return np.where((label_N >= 0) & self.kept_C[np.maximum(label_N, 0)], label_N, -1)
+        return np.where((label_N >= 0) & self.kept_C[label_N], label_N, -1)
 
 
 def read_labels(reader: ShardReader) -> NDArray[np.int64]:

@@ -153,7 +153,7 @@ def _trained_ivfpq(vectors_GD: NDArray[np.float32], options: IndexOptions) -> fa
         raise ValueError(f"ivfpq_bytes {size} must divide the vectors' width {width}")
     quantizer = faiss.IndexFlatIP(width)
     index = faiss.IndexIVFPQ(quantizer, width, lists, size, 8, faiss.METRIC_INNER_PRODUCT)
-    index.nprobe = options.ivfpq_probes or max(1, min(lists, lists // 16))
+    index.nprobe = options.ivfpq_probes or max(1, lists // 16)
     index.cp.max_points_per_centroid = 64
     sample_rows = np.linspace(0, num_vectors - 1, min(num_vectors, max(64 * lists, 16384)), dtype=np.int64)
     index.train(vectors_GD[sample_rows])
@@ -172,7 +172,7 @@ def search(index: Index, queries_QD: NDArray[np.floating], k: int) -> tuple[NDAr
     scores_QK, rows_QK = index.faiss_index.search(queries_QD, depth)
     if index.rerank:
         for q, rows in enumerate(rows_QK):
-            scores_QK[q] = index.vectors_GD[np.maximum(rows, 0)] @ queries_QD[q]
+            scores_QK[q] = index.vectors_GD[rows] @ queries_QD[q]
     scores_QK = np.where(rows_QK >= 0, scores_QK, -np.inf).astype(np.float32)
     order = np.lexsort((rows_QK, -scores_QK), axis=1)[:, :k]
     return np.take_along_axis(scores_QK, order, 1), np.take_along_axis(rows_QK.astype(np.int64), order, 1)

@@ -15,6 +15,7 @@ from m5ds.downstream.classifier import ProductClassifier
 from m5ds.downstream.labels import ClassChoice
 from m5ds.downstream.settings import ClassificationConfig, DownstreamConfig
 from m5ds.train.faults import BadMediaBudget
+from m5ds.train.precision import Precision
 
 LABELS = [0, 1, 2, 0, 1, 2, -1, 0]
 
@@ -104,7 +105,7 @@ def job(tmp_path, monkeypatch):
         classes=ClassChoice(count_C=np.array([3, 3, 3]), kept_C=np.ones(3, bool), dropped=()),
         model=model,
         engine=Engine(model),
-        precision="fp32",
+        precision=Precision("fp32", "the test's"),
         total_steps=4,
         facts={},
         budget=BadMediaBudget(tmp_path / "bad_media.jsonl", 0.0),

@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 from downstream_examples import tiny_run
 
 from m5ds.data.manifest import read_manifest
+from m5ds.downstream import model_card as model_cards
 from m5ds.downstream.model_card import model_card
 from m5ds.downstream.pretrained import load_pretrained
 
@@ -66,3 +69,106 @@ def test_a_run_without_validation_says_so(trained, tmp_path):
     (tmp_path / "run" / "metrics.jsonl").unlink()
     assert "None was recorded." in model_card(trained)
     assert "not recorded here" in model_card(dataclasses.replace(trained, run=None, state=None))
+
+
+@pytest.fixture
+def described(monkeypatch, tmp_path):
+    """The card of a made-up model, line by line; `state` and `run` change what is known of its run."""
+    inputs = {"image": ("pixels", 5), "text": ("tokens", None), "table": ("pairs", None)}
+    modalities = {
+        name: SimpleNamespace(input=SimpleNamespace(kind=kind, dim=dim)) for name, (kind, dim) in inputs.items()
+    }
+    spec = SimpleNamespace(
+        modalities=modalities,
+        modality_names=tuple(inputs),
+        hidden_size=16,
+        contrastive=SimpleNamespace(projection_dim=8),
+        absent="drop",
+        harmony=SimpleNamespace(kind="cosine"),
+    )
+    model = SimpleNamespace(
+        spec=spec,
+        names=tuple(inputs),
+        parameters=lambda: [torch.zeros(1000, 200), torch.zeros(50_000)],
+        blocks=[1, 2, 3],
+        num_unimodal=1,
+        tasks={"image": "mrp", "text": "mlm"},
+        pair_names=(("image", "text"), ("text", "table")),
+    )
+    splits = {
+        "train": SimpleNamespace(num_products=9, presence_patterns={"image+text": 4, "text": 3, "": 2}),
+        "test": SimpleNamespace(num_products=1, presence_patterns={"image": 1}),
+    }
+    manifest = SimpleNamespace(hash="h", splits=splits, modalities=("image", "text"))
+    monkeypatch.setattr(model_cards, "read_manifest", lambda shards: manifest)
+
+    def card(state=None, run=None, **changes):
+        for name, value in changes.items():
+            setattr(model, name, value)
+        source = str(tmp_path / "checkpoints" / "step-3")
+        given = SimpleNamespace(model=model, state=state, run=run, fingerprint="f" * 8, source=source)
+        return model_card(given).splitlines()
+
+    return card
+
+
+def test_every_line_of_the_models_table(described):
+    lines = described()
+    start = lines.index("| model | |")
+    assert lines[start - 4 : start] == ["# m5ds model", "", lines[start - 2], ""]
+    assert lines[start : start + 11] == [
+        "| model | |",
+        "|---|---|",
+        "| modalities | image (pixels), text (tokens), table (pairs) |",
+        "| parameters | 0.2 M, fp32 |",
+        "| width | 16; 8 for contrastive states |",
+        "| layers | 3, of which 1 see one modality alone |",
+        "| absent modalities | drop |",
+        "| masked objectives | mrp, mlm |",
+        "| contrastive pairs | image-text, text-table |",
+        "| harmony | cosine |",
+        "| weights | sha256 ffffffff |",
+    ]
+    assert "The run that made it is not recorded here." in lines and "None was recorded." in lines
+    (media,) = [line for line in lines if line.startswith("A product is a mapping")]
+    assert "`description`, `attributes`, `images`; a medium is" in media
+    bare = described(tasks={}, pair_names=())
+    assert "| masked objectives | none |" in bare and "| contrastive pairs | none |" in bare
+
+
+def test_every_line_of_the_trainings_table(described):
+    run = {
+        "name": "run",
+        "seed": 4,
+        "data": {"shards": "s"},
+        "train": {"global_batch_size": 24, "learning_rate": 0.00025},
+    }
+    state = {"step": 3, "manifest_hash": "h"}
+    lines = described(state, run)
+    start = lines.index("| training | |")
+    assert "# run" in lines and lines[start + 1 : start + 9] == [
+        "|---|---|",
+        "| data | s, manifest h |",
+        "| train products | 9 (image 4, text 7) |",
+        "| test products | 1 (image 1, text 0) |",
+        "| steps | 3, 24 products each |",
+        "| learning rate | 0.00025 |",
+        "| precision | unknown, ZeRO-? |",
+        "| seed | 4 |",
+    ]
+    known = described(state | {"precision": "bf16", "zero_stage": 2}, run)
+    assert "| precision | bf16, ZeRO-2 |" in known
+    for half in (described(state, None), described(None, run)):
+        assert "The run that made it is not recorded here." in half
+
+
+def test_the_last_validation_at_or_before_the_step_counts(described, tmp_path):
+    state = {"step": 3, "manifest_hash": "h"}
+    for steps, value in (((1, 3, 4), 3), ((1, 2, 9), 2), ((4, 5), None)):
+        lines = [json.dumps({"kind": "validation", "step": step, "loss/a": step, "category/b": 0.5}) for step in steps]
+        (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+        card = described(state)
+        if value is None:
+            assert "None was recorded." in card
+        else:
+            assert f"| loss/a | {value}.0000 |" in card and "| category/b | 0.5000 |" in card

@@ -37,6 +37,9 @@ def skipped_fields(node: ast.AST) -> set[str]:
         skipped |= {"value"}
     if called(node) in _PRINTING:
         skipped |= {"args", "keywords"}
+    if isinstance(node, ast.Call) and called(node) == "zip":
+        # zip(strict=True) is an assertion.
+        skipped |= {"keywords"}
     if isinstance(node, ast.FormattedValue):
         # Digits after the point and the like.
         skipped |= {"format_spec"}
