@@ -130,7 +130,7 @@ def test_the_configuration_takes_what_only_the_json_says(tmp_path) -> None:
 class Run:
     """A command whose parts are stubs; `events` tells the order in which they were used."""
 
-    def __init__(self, monkeypatch, tmp_path, stop_signal: int = 0, home: str | None = None) -> None:
+    def __init__(self, monkeypatch, tmp_path, stop_signal: int = 0) -> None:
         self.events: list = []
         run = self
         self.enabled = True
@@ -159,7 +159,7 @@ class Run:
         close = SimpleNamespace(close=lambda: self.events.append("sources closed"))
         self.job = SimpleNamespace(directory=tmp_path / "q", step=3, total_steps=9, sources=close)
         self.config = SimpleNamespace(train=configuration.TrainConfig(total_steps=9))
-        self.ds = SimpleNamespace(home_of=lambda key: home if key == "total_steps" else None, path="ds.json")
+        self.ds = SimpleNamespace(path="ds.json")
 
         class Relaunch:
             def command(self, words: list[str], ranks: int) -> str:
@@ -205,14 +205,6 @@ def test_a_run_opens_trains_closes_and_tells_how_to_train_twice_as_long(monkeypa
     ((kind, (job, monitor, seconds, longer)),) = run.printed
     assert (kind, job, monitor.enabled, seconds) == ("closing", run.job, True, 5.5)
     assert longer == f"[2 ranks: {FLAGS} {tmp_path / 'q'} seed=1 train.total_steps=18]"
-
-
-def test_a_length_that_the_json_says_is_raised_there(monkeypatch, tmp_path) -> None:
-    run = Run(monkeypatch, tmp_path, home="scheduler.params.total_num_steps")
-    run.main(monkeypatch, "seed=1")
-    longer = run.printed[0][1][-1]
-    again = f"[1 ranks: {FLAGS} {tmp_path / 'q'} seed=1]"
-    assert longer == f"raise scheduler.params.total_num_steps in ds.json, then {again}"
 
 
 def test_a_stopped_run_ends_with_the_signals_code_and_tells_how_to_go_on(monkeypatch, tmp_path) -> None:
