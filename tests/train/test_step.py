@@ -259,3 +259,6 @@ def test_divergence_names_the_losses_and_rank_0_lists_the_products_of_all(tmp_pa
     report = json.loads(path.read_text())
     assert report["losses"] == {"mlm": "inf", "mrp": "1.0", "total": "nan"} and report["what"] == "gradient"
     assert report["ids_by_rank"] == [["elsewhere"], [["product-0", "product-1"]]]
+    monkeypatch.setattr(distributed, "gather_objects", lambda own: ["台灯"])
+    step._diverged("loss", batches, {})
+    assert path.read_text() == '{\n "what": "loss",\n "losses": {},\n "ids_by_rank": [\n  "台灯"\n ]\n}'

@@ -129,3 +129,10 @@ def test_only_folders_of_steps_are_tags_and_others_stay(tmp_path: Path) -> None:
     assert tags.keep_last(tmp_path, 1) == []
     assert tags.keep_last(tmp_path, 0) == ["step-00000010"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "universal-step-00000010"]
+
+
+def test_a_manifest_is_a_line_a_key(tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    tags.complete(tmp_path, "t", 2.5, {"a": {"bytes": 1}})
+    text = (tmp_path / "t/manifest.json").read_text()
+    assert text == '{\n "version": 1,\n "created": 2.5,\n "files": {\n  "a": {\n   "bytes": 1\n  }\n }\n}'
