@@ -8,7 +8,7 @@ from m5ds.processor import M5Processor
 
 __all__ = ["M5Config", "M5ForPretraining", "M5Processor"]
 
-AutoConfig.register(M5Config.model_type, M5Config, exist_ok=True)
-AutoModel.register(M5Config, M5ForPretraining, exist_ok=True)
-AutoModelForPreTraining.register(M5Config, M5ForPretraining, exist_ok=True)
-AutoProcessor.register(M5Config, M5Processor, exist_ok=True)
+AutoConfig.register(M5Config.model_type, M5Config)
+AutoModel.register(M5Config, M5ForPretraining)
+AutoModelForPreTraining.register(M5Config, M5ForPretraining)
+AutoProcessor.register(M5Config, M5Processor)

@@ -83,3 +83,48 @@ def test_a_mapping_of_another_kind_replaces_the_base_whole():
     run = config.load(ROOT / "configs" / "run" / "m5product_features.yaml")
     assert run.model.modalities["image"].input == inputs.RegionFeatures(max_regions=36, dim=2048)
     assert run.model.modalities["text"].input.kind == "text_tokens"
+
+
+def test_values_may_refer_to_others_and_a_reference_to_nothing_is_named():
+    run = config.load(QUICKSTART, ["model.ffn_dim=${model.hidden_size}"])
+    assert run.model.ffn_dim == run.model.hidden_size
+    with pytest.raises(ConfigError, match=r"quickstart\.yaml: .*nothing") as caught:
+        config.load(QUICKSTART, ["model.ffn_dim=${nothing}"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("without", [None, []])
+def test_a_run_needs_no_overrides(without):
+    assert config.load(QUICKSTART, without) == config.load(QUICKSTART)
+    assert config.given_keys(QUICKSTART, without) == config.given_keys(QUICKSTART)
+
+
+def test_a_table_of_bases_reaches_every_level(tmp_path):
+    (tmp_path / "modality.yaml").write_text("embedder: tokens\nhead: vocabulary\ninput: {kind: text_tokens}\n")
+    path = tmp_path / "run.yaml"
+    path.write_text("name: x\nmodel: {modalities: {text: {base: modality.yaml, mask_ratio: 0.5}}}\n")
+    text = config.load(path, ["train.total_steps=1"]).model.modalities["text"]
+    assert (text.embedder, text.head, text.mask_ratio) == ("tokens", "vocabulary", 0.5)
+
+
+def test_a_kind_that_only_the_upper_file_names_replaces_the_lower_mapping(tmp_path):
+    (tmp_path / "base.yaml").write_text("harmony: {weighs: both}\ncontrastive: {weight: 2.0}\n")
+    path = tmp_path / "run.yaml"
+    minimal = "modalities: {text: {embedder: tokens, head: vocabulary, input: {kind: text_tokens}}}"
+    path.write_text(
+        f"name: x\ntrain: {{total_steps: 1}}\nmodel:\n  base: base.yaml\n  {minimal}\n"
+        "  harmony: {kind: learned}\n  contrastive: {temperature: 0.5}\n"
+    )
+    model = config.load(path).model
+    assert (model.harmony.kind, model.harmony.weighs) == ("learned", "losses")
+    assert (model.contrastive.weight, model.contrastive.temperature) == (2.0, 0.5)
+
+
+@pytest.mark.parametrize(("cls", "legal"), [("learned", False), ("token", False), ("last", True), ("mean", True)])
+def test_a_causal_modality_is_not_summarised_by_its_first_row(cls, legal):
+    overrides = ["model.blocks.unimodal.causal=[text]", f"model.modalities.text.cls={cls}"]
+    if legal:
+        assert config.load(QUICKSTART, overrides).model.blocks["unimodal"].causal == ["text"]
+        return
+    with pytest.raises(ConfigError, match=rf"text\.cls is {cls}, but model\.blocks\.unimodal\.causal names text"):
+        config.load(QUICKSTART, overrides)

@@ -16,6 +16,7 @@ from m5ds.data.decode import Decoder
 from m5ds.data.micro_batch import MicroBatchMaker
 from m5ds.data.reader import Media, RawProduct
 from m5ds.data.tokenizer import train_tokenizer
+from m5ds.inputs import FeatureRows, RegionFeatures
 from m5ds.kernels import philox
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
@@ -211,7 +212,9 @@ def test_inputs_stand_in_table_order(spec, tokenizer):
 
 def test_a_saved_folder_names_its_class_and_comes_back_with_the_loaders_own_settings(tmp_path, spec, tokenizer):
     M5Processor.for_model(spec, tokenizer).save_pretrained(tmp_path / "new" / "saved")
-    tree = json.loads((tmp_path / "new" / "saved" / "processor_config.json").read_text())
+    text = (tmp_path / "new" / "saved" / "processor_config.json").read_text()
+    tree = json.loads(text)
+    assert text == json.dumps(tree, indent=2) + "\n"
     assert tree["processor_class"] == "M5Processor"
     assert tree["auto_map"] == {"AutoProcessor": "modeling_m5ds.M5Processor"}
     found = M5Processor.from_pretrained(tmp_path / "new" / "saved", device="cpu", num_threads=1, _from_auto=True)
@@ -265,3 +268,11 @@ def test_media_are_named_by_product_modality_and_number(tmp_path, spec, tokenize
     product = raw(3, {"audios": [], "videos": None, "attributes": {"size": 3}})
     assert (product.id, product.media, product.present) == ("3", {}, frozenset({"table"}))
     assert raw(0, {"description": "x"}).present == {"text"}
+
+
+def test_arrays_by_name_are_regions_and_a_field_may_be_null(tokenizer):
+    inputs = {"image": RegionFeatures(max_regions=4, dim=5), "video": FeatureRows(rows=2, dim=6)}
+    regions = {"features": np.ones((2, 5), "float32"), "boxes": np.array([[0, 0, 4, 4]] * 2), "size": np.array([8, 8])}
+    batch = M5Processor(inputs, tokenizer)([{"images": regions}, {"images": None, "videos": []}])
+    assert batch.modalities["image"].length_B.tolist() == [2, 0]
+    assert batch.present_BM.any(dim=1).tolist() == [True, False]

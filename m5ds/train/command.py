@@ -123,9 +123,8 @@ def _run(arguments: argparse.Namespace) -> int:
         if stop_signal:
             text = summary.stopped(job, signal.Signals(stop_signal).name, again)
         else:
-            key = ds.home_of("total_steps")
             twice = relaunching.doubled(arguments.overrides, config.train, job.total_steps)
-            longer = f"raise {key} in {ds.path}, then {again}" if key else relaunch.command([*resuming, *twice], ranks)
+            longer = relaunch.command([*resuming, *twice], ranks)
             text = summary.closing(job, monitor, time.perf_counter() - started, longer)
         if monitor.enabled:
             print(text, flush=True)

@@ -101,7 +101,7 @@ def raise_first(messages: list[str | None]) -> None:
     """Raise the lowest rank's message, if there is one."""
     for source, message in enumerate(messages):
         if message is not None:
-            raise RankError(message if source == 0 or world_size() == 1 else f"rank {source}: {message}")
+            raise RankError(message if source == 0 else f"rank {source}: {message}")
 
 
 class _GatherRows(torch.autograd.Function):
@@ -118,9 +118,8 @@ class _GatherRows(torch.autograd.Function):
         padded[: rows_BF.shape[0]] = rows_BF
         gathered = padded.new_empty((len(sizes) * padded.shape[0], padded.shape[1]))
         dist.all_gather_into_tensor(gathered, padded)
-        if min(sizes) == max(sizes):
-            return gathered
-        return torch.cat([part[:size] for part, size in zip(gathered.split(padded.shape[0]), sizes, strict=True)])
+        parts = gathered.view(len(sizes), *padded.shape)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, grad_GF: Tensor) -> tuple[Tensor, None]:
@@ -147,6 +146,6 @@ def feature_gather(sizes: list[int]) -> Gather | None:
         rows_BF = torch.cat([features_BME.flatten(1), presence], dim=1)
         all_GF = _GatherRows.apply(rows_BF, sizes)
         features_GME = all_GF[:, :-num_modalities].unflatten(1, (num_modalities, num_features))
-        return features_GME, all_GF[:, -num_modalities:].detach() > 0.5, sum(sizes[: rank()])
+        return features_GME, all_GF[:, -num_modalities:].bool(), sum(sizes[: rank()])
 
     return gather

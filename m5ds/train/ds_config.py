@@ -77,11 +77,6 @@ class DeepSpeedJson:
     def stage(self) -> int:
         return int(self.tree.get("zero_optimization", {}).get("stage", 0))
 
-    def home_of(self, train_key: str) -> str | None:
-        """The key here that gives `train.TRAIN_KEY` its value; None where the YAML does."""
-        keys = (key for key, name in _SHARED.items() if name == train_key)
-        return next((key for key in keys if _get(self.tree, key) not in (None, AUTO)), None)
-
 
 def read(path: str | Path) -> DeepSpeedJson:
     """The JSON file, its keys checked against what DeepSpeed knows and what this project owns.

@@ -113,11 +113,13 @@ def _save(job: Job, monitor: Monitor) -> None:
 class Meter:
     """Scalars of a step: losses, shares, rates. Rates are those of this step."""
 
+    _started: float
+    _rate: float
+
     def __init__(self, job: Job) -> None:
         self._job = job
         self._flops = flops.FlopCounter(job.config.model)
         self._peak = flops.device_peak(job.engine.device)
-        self._started = self._rate = 0.0
 
     def start(self) -> None:
         self._started, self._rate = time.perf_counter(), float(self._job.engine.get_lr()[0])

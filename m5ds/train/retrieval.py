@@ -63,7 +63,7 @@ def by_category(embedding_NE: Tensor, label_N: Tensor) -> dict[str, float]:
         hits_CN = relevant_CN.gather(1, first_CN.gather(1, order_CN)).double()[:, : num_products - 1]
         totals_C = hits_CN.sum(dim=1)
         position_N = torch.arange(1, hits_CN.shape[1] + 1, dtype=torch.float64)
-        average_C = (hits_CN * hits_CN.cumsum(dim=1) / position_N).sum(dim=1) / totals_C.clamp(min=1)
+        average_C = (hits_CN * hits_CN.cumsum(dim=1) / position_N).sum(dim=1) / totals_C  # NaN where nothing is asked
         asked_C = totals_C > 0
         if hits_CN.shape[1]:
             precision.append(hits_CN[asked_C, 0])
@@ -77,7 +77,9 @@ def by_category(embedding_NE: Tensor, label_N: Tensor) -> dict[str, float]:
 
 
 def fused_embedding(fused_NME: Tensor, present_NM: Tensor) -> Tensor:
-    """One L2-normalised embedding [N, E] a product: the mean of its present modalities' fused summaries."""
-    weight_NM1 = present_NM.to(fused_NME.dtype)[:, :, None]
-    mean_NE = (fused_NME * weight_NM1).sum(dim=1) / weight_NM1.sum(dim=1).clamp(min=1)
-    return torch.nn.functional.normalize(mean_NE.float(), dim=1)
+    """One L2-normalised embedding [N, E] a product: the mean of its present modalities' fused summaries.
+
+    Their sum has the mean's direction. Zeros where nothing is present.
+    """
+    sum_NE = (fused_NME * present_NM.to(fused_NME.dtype)[:, :, None]).sum(dim=1)
+    return torch.nn.functional.normalize(sum_NE.float(), dim=1)

@@ -49,7 +49,7 @@ def closing(job: Job, monitor: Monitor, seconds: float, longer: str) -> str:
 
 def stopped(job: Job, name: str, again: str) -> str:
     """The lines after a stop on request. `again` is the command that goes on."""
-    where = job.checkpoints / job.last_tag if job.last_tag else "nothing to save"
+    where = job.checkpoints / job.last_tag if job.last_tag else "nothing"
     return f"stopped by {name} after {job.step} of {job.total_steps} steps; saved {where}\ngo on with: {again}"
 
 

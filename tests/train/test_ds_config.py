@@ -119,3 +119,67 @@ def test_broken_and_missing_files_are_named(tmp_path: Path) -> None:
         ds_config.read(tmp_path / "a.json")
     with pytest.raises(ConfigError, match=r"b\.json: no such"):
         ds_config.read(tmp_path / "b.json")
+
+
+@pytest.mark.parametrize("length", ["total_steps=9", "epochs=2"])
+def test_the_length_of_a_run_is_the_yamls(tmp_path: Path, length: str) -> None:
+    """Which must say one of the two, so that the line that trains twice as long can always raise it there."""
+    scheduler = {"type": "WarmupCosineLR", "params": {"total_num_steps": 9}}
+    other = ("train.total_steps=null",) if length.startswith("epochs") else ()
+    with pytest.raises(ConfigError, match=r"scheduler\.params\.total_num_steps is 9 and "):
+        resolved(written(tmp_path, scheduler=scheduler), (f"train.{length}", *other))
+
+
+def test_what_the_json_says_has_the_type_of_the_runs_key(tmp_path: Path) -> None:
+    run = tmp_path / "run.yaml"
+    run.write_text(
+        "name: x\nmodel: {modalities: {text: {embedder: tokens, head: vocabulary, input: {kind: text_tokens}}}}\n"
+        "train: {total_steps: 3}\n"
+    )
+
+    def merged(**changes):
+        ds = ds_config.read(written(tmp_path, **changes))
+        return ds_config.merge(ds, config.load(run), "run.yaml", config.given_keys(run)).train
+
+    assert merged(train_batch_size=8, gradient_accumulation_steps=2).accumulation == 2
+    assert merged(optimizer__params__betas=[0.5, 0.75]).betas == (0.5, 0.75)
+    assert merged(optimizer__params__lr=1).learning_rate == 1
+    assert merged(train_batch_size="auto") == config.load(run).train
+    for changes, expected in (
+        ({"train_batch_size": 8.0}, "train_batch_size must be int or"),
+        ({"train_batch_size": True}, "train_batch_size must be int or"),
+        ({"gradient_accumulation_steps": 2.0}, "gradient_accumulation_steps must be int or"),
+        ({"optimizer__params__betas": 0.5}, "optimizer.params.betas must be list or"),
+        ({"optimizer__params__lr": "1e-3"}, "optimizer.params.lr must be int or float or"),
+        ({"optimizer__params__lr": False}, "optimizer.params.lr must be int or float or"),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            merged(**changes)
+
+
+def test_sections_are_objects_and_a_file_is_one(tmp_path: Path) -> None:
+    for section in ("optimizer", "scheduler", "zero_optimization", "bf16", "fp16", "checkpoint"):
+        with pytest.raises(ConfigError, match=rf"ds\.json: {section} must be an object, got 'x'"):
+            ds_config.read(written(tmp_path, **{section: "x"}))
+    (tmp_path / "a.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"a\.json: must hold a JSON object, got list"):
+        ds_config.read(tmp_path / "a.json")
+    (tmp_path / "b.json").write_bytes(b"\xff\xfe{")
+    with pytest.raises(ConfigError, match=r"b\.json: not valid JSON"):
+        ds_config.read(tmp_path / "b.json")
+
+
+def test_a_half_that_is_not_switched_on_may_stand_beside_one_that_is(tmp_path: Path) -> None:
+    for halves in ((True, False), (False, True), (True, "auto"), ("auto", "auto"), (False, False)):
+        changes = dict(zip(("bf16__enabled", "fp16__enabled"), halves, strict=True))
+        assert ds_config.read(written(tmp_path, **changes)).tree["bf16"]["enabled"] == halves[0]
+    assert ds_config.read(written(tmp_path, checkpoint={"load_universal": False})).path == str(tmp_path / "ds.json")
+
+
+def test_resolving_leaves_what_was_read_as_it_is_and_keeps_equal_values(tmp_path: Path) -> None:
+    ds = ds_config.read(written(tmp_path, train_micro_batch_size_per_gpu=48, gradient_clipping=1.0))
+    before = json.dumps(ds.tree)
+    run = config.load(QUICKSTART)
+    tree = ds_config.resolve(ds, run, world_size=1, total_steps=9, cpu=True, precision="fp32")
+    assert json.dumps(ds.tree) == before
+    assert (tree["train_micro_batch_size_per_gpu"], tree["gradient_clipping"]) == (48, 1.0)

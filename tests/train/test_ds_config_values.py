@@ -19,13 +19,13 @@ train: {%s, global_batch_size: 48, accumulation: 2, learning_rate: 0.002, betas:
 
 @pytest.fixture
 def resolve(tmp_path):
-    def call(tree, *, cpu=True, world_size=3, total_steps=101, length="total_steps: 101"):
+    def call(tree, *, cpu=True, world_size=3, total_steps=101, length="total_steps: 101", precision="fp32"):
         (tmp_path / "ds.json").write_text(json.dumps(tree))
         (tmp_path / "run.yaml").write_text(RUN % length)
         run, given = config.load(tmp_path / "run.yaml"), config.given_keys(tmp_path / "run.yaml")
         ds = ds_config.read(tmp_path / "ds.json")
         run = ds_config.merge(ds, run, "run.yaml", given)
-        return ds_config.resolve(ds, run, world_size=world_size, total_steps=total_steps, cpu=cpu)
+        return ds_config.resolve(ds, run, world_size=world_size, total_steps=total_steps, cpu=cpu, precision=precision)
 
     return call
 
@@ -89,18 +89,22 @@ def test_warm_up_is_rounded_up_and_one_step_at_least(ratio, total, steps):
 
 
 @pytest.mark.parametrize(
-    ("tree", "stage", "precision"),
-    [
-        ({}, 0, "fp32"),
-        ({"bf16": {"enabled": True}, "zero_optimization": {"stage": 2}}, 2, "bf16"),
-        ({"bf16": {"enabled": False}, "fp16": {"enabled": True}}, 0, "fp16"),
-        ({"bf16": {}}, 0, "fp32"),
-    ],
+    ("tree", "stage"),
+    [({}, 0), ({"zero_optimization": {}}, 0), ({"zero_optimization": {"stage": 2}}, 2)],
 )
-def test_stage_and_precision_are_what_the_json_switches_on(tmp_path, tree, stage, precision):
+def test_the_stage_is_what_the_json_says_and_none_is_zero(tmp_path, tree, stage):
     (tmp_path / "ds.json").write_text(json.dumps({"optimizer": {"type": "SGD"}, **tree}))
-    ds = ds_config.read(tmp_path / "ds.json")
-    assert (ds.stage, ds.precision) == (stage, precision)
+    assert ds_config.read(tmp_path / "ds.json").stage == stage
+
+
+@pytest.mark.parametrize("chosen", ["bf16", "fp16", "fp32"])
+def test_sections_of_precision_that_are_there_say_what_was_chosen(resolve, chosen):
+    tree = {"optimizer": {"type": "SGD"}, "bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto", "loss_scale": 0}}
+    found = resolve(tree, precision=chosen)
+    assert found["bf16"] == {"enabled": chosen == "bf16"}
+    assert found["fp16"] == {"enabled": chosen == "fp16", "loss_scale": 0}
+    alone = resolve({"optimizer": {"type": "SGD"}, "bf16": {"enabled": True}}, precision="bf16")
+    assert "fp16" not in alone and alone["bf16"]["enabled"] is True
 
 
 @pytest.mark.parametrize(

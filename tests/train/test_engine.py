@@ -2,12 +2,18 @@
 
 import math
 from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 
+import deepspeed
 import pytest
 import torch
 from model_cases import build, tiny_spec
 
-from m5ds.train import engine
+from m5ds import config
+from m5ds.train import engine, schedule
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("base", ["m5mmt", "scale"])
@@ -36,6 +42,68 @@ def test_temperature_is_the_inverse_of_the_logit_scale(tmp_path) -> None:
     assert engine.temperature(build(tiny_spec(tmp_path, "contrastive.learn_temperature=false"))) is None
 
 
-def test_weights_are_partitioned_from_the_start_under_stage_3_only() -> None:
+def test_weights_are_partitioned_from_the_start_under_stage_3_only(monkeypatch) -> None:
     for ds in ({}, {"zero_optimization": {}}, {"zero_optimization": {"stage": 2}}):
         assert isinstance(engine.partitioned(ds), nullcontext)
+    marker = nullcontext()
+    monkeypatch.setattr(deepspeed.zero, "Init", lambda **given: (marker, given)[0] if given == asked else None)
+    asked = {"config_dict_or_path": {"zero_optimization": {"stage": 3}}}
+    assert engine.partitioned({"zero_optimization": {"stage": 3}}) is marker
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_a_model_is_built_partitioned_from_the_runs_seed_and_read_from_disk_only_when_new(monkeypatch, resumes) -> None:
+    events, made = [], []
+
+    class Recorded(nullcontext):
+        def __enter__(self):
+            events.append("partitioned")
+
+        def __exit__(self, *exception):
+            events.append("whole")
+
+    def model_of(model_config):
+        events.append("model")
+        made.append(model_config)
+        return "model"
+
+    monkeypatch.setattr(engine, "partitioned", lambda ds: Recorded() if ds == {"the": "json"} else None)
+    monkeypatch.setattr(engine, "M5ForPretraining", model_of)
+    monkeypatch.setattr(engine, "load_initial_weights", lambda model: events.append(f"weights of the {model}"))
+    run = config.load(ROOT / "configs/run/quickstart.yaml", ["seed=7", "train.activation_checkpointing=true"])
+    tokenizer = SimpleNamespace(vocab_size=33, mask_id=4, pad_id=0, special_ids=frozenset({0, 4}))
+    assert engine.build_model(run, tokenizer, {"the": "json"}, resumes=resumes) == "model"
+    assert events == ["partitioned", "model", "whole"] + ([] if resumes else ["weights of the model"])
+    (made_of,) = made
+    assert (made_of.vocab_size, made_of.initializer_seed, made_of.activation_checkpointing) == (33, 7, True)
+    assert made_of.spec == run.model
+
+
+def test_deepspeed_gets_model_groups_and_our_schedule_unless_the_json_has_one(tmp_path, monkeypatch) -> None:
+    asked: dict = {}
+
+    def initialize(**given):
+        asked.update(given)
+        return "engine", "optimizer", "loader", "scheduler"
+
+    def warmup_cosine(*steps: int):
+        return ("our schedule", *steps)
+
+    monkeypatch.setattr(deepspeed, "initialize", initialize)
+    monkeypatch.setattr(schedule, "warmup_cosine", warmup_cosine)
+    model = build(tiny_spec(tmp_path))
+    run = config.load(ROOT / "configs/run/quickstart.yaml", ["train.weight_decay=0.125", "train.warmup_ratio=0.25"])
+    assert engine.initialize(model, run, {"a": 1}, 40) == "engine"
+    groups = asked.pop("model_parameters")
+    assert [group["weight_decay"] for group in groups] == [0.125, 0.0]
+    ours = {"model": model, "config": {"a": 1}, "lr_scheduler": ("our schedule", 10, 40), "dist_init_required": False}
+    assert asked == ours
+    engine.initialize(model, run, {"scheduler": {"type": "WarmupLR"}}, 40)
+    assert asked["lr_scheduler"] is None
+
+
+def test_the_temperature_is_read_from_the_optimizers_copy_where_there_is_one(tmp_path, monkeypatch) -> None:
+    """Under bf16 the module's own scale is rounded."""
+    model = build(tiny_spec(tmp_path))
+    monkeypatch.setattr(engine, "safe_get_full_fp32_param", lambda parameter: torch.tensor(2.0))
+    assert engine.temperature(model) == pytest.approx(math.exp(-2.0))

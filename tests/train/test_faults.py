@@ -60,3 +60,32 @@ def test_line_torn_by_a_kill_is_dropped(tmp_path: Path) -> None:
     assert budget.num_listed == 1
     budget.update(num_decoded=5, num_bad=1, local=[Bad("c", "m", "r")])
     assert [json.loads(line)["product_id"] for line in path.read_text().splitlines()] == ["a", "c"]
+
+
+def test_rank_0_alone_reads_and_writes_the_list(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "bad_media.jsonl"
+    line = {"product_id": "a", "member": "m", "reason": "r"}
+    path.write_text(json.dumps(line) + "\n")
+    monkeypatch.setattr(faults.distributed, "rank", lambda: 1)
+    monkeypatch.setattr(faults.distributed, "gather_objects", lambda own: [[], own])
+    budget = faults.BadMediaBudget(path, 0.5)
+    budget.note([Bad("b", "m", "r")])
+    assert budget.num_listed == 0 and len(path.read_text().splitlines()) == 1
+    monkeypatch.setattr(faults.distributed, "rank", lambda: 0)
+    first = {"product_id": "c", "member": "m", "reason": "r"}
+    monkeypatch.setattr(faults.distributed, "gather_objects", lambda own: [[first], own])
+    budget = faults.BadMediaBudget(path, 0.5)
+    budget.note([Bad("b", "m", "r"), Bad("b", "n", "r"), Bad("a", "m", "r")])
+    listed = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(item["product_id"], item["member"]) for item in listed] == [("a", "m"), ("c", "m"), ("b", "m"), ("b", "n")]
+
+
+def test_a_list_with_nothing_new_is_not_made(tmp_path: Path) -> None:
+    faults.BadMediaBudget(tmp_path / "bad_media.jsonl", 0.5).note([])
+    assert not (tmp_path / "bad_media.jsonl").exists()
+
+
+def test_the_verdict_is_rank_0s_which_alone_knows_the_list(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(faults.distributed, "broadcast_object", lambda own: "rank 0's verdict")
+    with pytest.raises(RankError, match="^rank 0's verdict$"):
+        faults.BadMediaBudget(tmp_path / "b.jsonl", 0.0).update(num_decoded=5, num_bad=1, local=[Bad("a", "m", "r")])

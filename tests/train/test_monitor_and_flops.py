@@ -1,7 +1,9 @@
 """Recorded metrics survive a kill and a resume; FLOPs count only rows that are there."""
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from m5ds import config
 from m5ds.data.random_batch import random_batch
 from m5ds.model import fusion
+from m5ds.train import monitor as monitor_module
 from m5ds.train.flops import FlopCounter, device_peak
 from m5ds.train.monitor import Monitor
 
@@ -102,3 +105,74 @@ def test_first_and_last_are_those_of_the_kind(tmp_path: Path) -> None:
             monitor.record(step, kind, {})
         ends = monitor.first_and_last("validation"), monitor.first_and_last("train")
     assert [[record["step"] for record in pair] for pair in ends] == [[0, 3], [1, 4]]
+
+
+class Asked:
+    """Stands for a progress bar or a writer: every call in order."""
+
+    def __init__(self) -> None:
+        self.calls: list = []
+
+    def __call__(self, *given, **options) -> "Asked":
+        self.calls.append(("made", given, options))
+        return self
+
+    def __getattr__(self, name: str):
+        return lambda *given, **options: self.calls.append((name, given, options))
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """(bar, TensorBoard writer) of a monitor."""
+    bar, writer = Asked(), Asked()
+    monkeypatch.setattr(monitor_module, "tqdm", bar)
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", writer)
+    return bar, writer
+
+
+@pytest.mark.parametrize(("terminal", "seconds"), [(True, 0.2), (False, 10)])
+def test_the_bar_starts_where_the_run_does_and_is_rare_in_a_log_file(tmp_path, shown, monkeypatch, terminal, seconds):
+    stream = SimpleNamespace(isatty=lambda: terminal)
+    monkeypatch.setattr(sys, "stderr", stream)
+    Monitor(tmp_path, first_step=4, total_steps=9)
+    ((_, _, options),) = shown[0].calls
+    assert options == {
+        "total": 9,
+        "initial": 4,
+        "unit": "step",
+        "dynamic_ncols": True,
+        "file": stream,
+        "mininterval": seconds,
+        "smoothing": 0.1,
+    }
+    # What TensorBoard holds of steps after the one that the run goes on from is of the abandoned branch.
+    assert shown[1].calls == [("made", (str(tmp_path / "tensorboard"),), {"purge_step": 5, "flush_secs": 30})]
+
+
+def test_the_bar_is_moved_one_step_at_a_time_and_out_of_the_way_of_lines(tmp_path, shown, capsys) -> None:
+    monitor = Monitor(tmp_path, first_step=0, total_steps=9)
+    with monitor:
+        monitor.advance(loss="1.0")
+        monitor.say("words")
+        monitor.record(1, "train", {"a": 1.0, "b": 2.0})
+    bar, writer = (asked.calls[1:] for asked in shown)
+    assert bar == [
+        ("set_postfix", ({"loss": "1.0"},), {"refresh": False}),
+        ("update", (1,), {}),
+        ("clear", (), {}),
+        ("refresh", (), {}),
+        ("close", (), {}),
+    ]
+    assert writer == [
+        ("add_scalar", ("train/a", 1.0, 1), {}),
+        ("add_scalar", ("train/b", 2.0, 1), {}),
+        ("close", (), {}),
+    ]
+    assert monitor._file.closed and capsys.readouterr().out == "words\n"
+
+
+def test_what_was_recorded_up_to_the_step_that_a_run_goes_on_from_is_kept(tmp_path, shown) -> None:
+    lines = [{"step": step, "kind": "train"} for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert Monitor(tmp_path, first_step=2, total_steps=9).records == lines[:2]
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(json.dumps(line) + "\n" for line in lines[:2])

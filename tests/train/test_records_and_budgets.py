@@ -280,21 +280,33 @@ def test_the_closing_lines_add_up_time_and_memory(monkeypatch, tmp_path):
     memory = [{"rank": 3 * 2**30, "launchers": 2**29}, {"rank": 2**30, "launchers": 2**29}]
     monkeypatch.setattr(summary.runtime, "peak_memory", lambda: memory[0])
     monkeypatch.setattr(summary.distributed, "gather_objects", lambda own: memory)
-    monkeypatch.setattr(summary, "_resume", lambda *_: "again")
+    folder = tmp_path / "a run"
     job = SimpleNamespace(
         totals={"products": 900.0, "seconds": 30.0},
         budget=SimpleNamespace(num_listed=4),
-        directory=tmp_path,
-        checkpoints=tmp_path / "checkpoints",
+        directory=folder,
+        checkpoints=folder / "checkpoints",
         last_tag="step-00000007",
         total_steps=7,
+        step=5,
     )
-    text = summary.closing(job, Ends(), 41.6, None)
-    assert "42 s in all, 30 products/s in training" in text
-    assert "4.50 GB (2 ranks 4.00 GB, launchers 0.50 GB)" in text
-    assert f"checkpoint                {tmp_path / 'checkpoints/step-00000007'}" in text
-    assert "again train.total_steps=14" in text
+    lines = summary.closing(job, Ends(), 41.6, "train longer").splitlines()
+    assert dict(line.split("  ", 1) for line in lines if "  " in line and not line.startswith("loss")) == {
+        "time": " " * 20 + "42 s in all, 30 products/s in training",
+        "peak memory": " " * 13 + "4.50 GB (2 ranks 4.00 GB, launchers 0.50 GB)",
+        "damaged media files": " " * 5 + f"4 ({folder / 'bad_media.jsonl'})",
+        "checkpoint": " " * 14 + str(folder / "checkpoints/step-00000007"),
+        "curves": " " * 18 + f"tensorboard --logdir '{folder}'",
+        "go on longer": " " * 12 + "train longer",
+        "the downstream tasks": " " * 4 + f"python tools/finetune.py all --checkpoint '{folder}'",
+    }
+    stopped = summary.stopped(job, "SIGTERM", "again").splitlines()
+    assert stopped == [
+        f"stopped by SIGTERM after 5 of 7 steps; saved {folder / 'checkpoints/step-00000007'}",
+        "go on with: again",
+    ]
     job.last_tag, memory[1:], job.totals["seconds"] = None, [], 0.0
-    text = summary.closing(job, Ends(), 1.0, None)
+    text = summary.closing(job, Ends(), 1.0, "longer")
     assert "checkpoint                none" in text and "3.50 GB (1 rank 3.00 GB" in text
     assert "900000000000 products/s" in text, "a run without a step has no time to divide by"
+    assert "; saved nothing\n" in summary.stopped(job, "SIGTERM", "again")

@@ -120,3 +120,51 @@ def test_launchers_are_told_from_programs_that_only_name_the_script() -> None:
     assert relaunch.is_launcher(["deepspeed", "--include", "localhost:0"])
     assert not relaunch.is_launcher(["vim"])
     assert not relaunch.is_launcher(["python", "-m", "pdb"])
+
+
+@pytest.mark.parametrize("name", ["deepspeed", "ds", "torchrun", "accelerate", "accelerate-launch"])
+def test_launchers_consoles_are_known_wherever_they_lie(name) -> None:
+    assert relaunch.is_launcher([f"/some/bin/{name}", "--x"])
+    assert not relaunch.is_launcher(["/some/bin/env", name])
+
+
+@pytest.mark.parametrize("module", ["deepspeed.launcher.runner", "torch.distributed.run", "accelerate.commands.launch"])
+def test_launchers_modules_are_known_after_their_flag(module) -> None:
+    assert relaunch.is_launcher(["python", "-u", "-m", module])
+    assert not relaunch.is_launcher(["python", "-u", module, "-m"])
+
+
+def test_a_launcher_with_a_python_before_its_console_script_and_a_flag_of_python(started) -> None:
+    python_with_flag = ["python3.11", "-m", "torch.distributed.run", SCRIPT]
+    assert started(python_with_flag) == [".venv/bin/python", "-m", "torch.distributed.run", SCRIPT]
+    assert started(["/usr/bin/python3", "torchrun", SCRIPT]) == ["./torchrun", SCRIPT]
+
+
+def test_a_process_that_names_the_script_first_or_not_at_all_is_no_launcher(started) -> None:
+    assert started([SCRIPT, "deepspeed"], rank="0") == [".venv/bin/deepspeed", "--num_gpus", "1", SCRIPT]
+    assert started(["deepspeed", "other.py"], rank="0", ranks=3) == [".venv/bin/deepspeed", "--num_gpus", "3", SCRIPT]
+
+
+def test_the_scripts_first_place_in_the_command_counts(started) -> None:
+    assert started(["deepspeed", SCRIPT, "--config", SCRIPT]) == ["./deepspeed", SCRIPT]
+
+
+def test_a_process_that_cannot_be_read_is_passed_over(started, monkeypatch) -> None:
+    class Gone:
+        def cmdline(self):
+            raise psutil.NoSuchProcess(1)
+
+    monkeypatch.setattr(sys, "argv", [SCRIPT])
+    parents = [Process(["python", "/b/torchrun", SCRIPT]), Gone()]
+    monkeypatch.setattr(psutil.Process, "parents", lambda self: parents)
+    assert "/b/torchrun m5ds/pretrain.py" in Relaunch().command([], 1)
+
+
+def test_of_two_launchers_the_outermost_is_repeated(started) -> None:
+    inner = ["python", "/b/torchrun", SCRIPT]
+    assert started(inner, ["python", "/b/deepspeed", SCRIPT], SHELL) == ["/b/deepspeed", SCRIPT]
+
+
+def test_files_of_the_working_folder_never_become_bare_names(started) -> None:
+    found = started(["deepspeed", "run.py"], script="run.py")
+    assert found == ["./deepspeed", "./run.py"]

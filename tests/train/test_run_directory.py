@@ -26,6 +26,31 @@ def test_every_start_of_a_run_is_kept_with_what_it_was_resolved_to(tmp_path, mon
     assert sorted(path.name for path in directory.iterdir()) == ["config.yaml", "ds_config.json", "run.json"]
 
 
+def test_what_a_run_is_can_be_read_by_people(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["x"])
+    monkeypatch.setattr("time.gmtime", lambda: (2026, 11, 30, 9, 5, 7, 0, 334, 0))
+    run_directory.write_description(tmp_path, config.load(QUICKSTART), {"a": {"b": 1}}, {"c": 2})
+    assert (tmp_path / "ds_config.json").read_text() == '{\n  "a": {\n    "b": 1\n  }\n}\n'
+    start = '[\n {\n  "time": "2026-11-30T09:05:07Z",\n  "command": "x",\n  "c": 2\n }\n]\n'
+    assert (tmp_path / "run.json").read_text() == start
+
+
+def test_a_relative_folder_is_that_of_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for resume in ("none", "auto"):
+        assert run_directory.choose("runs", "q", resume) == tmp_path / "runs/q"
+    (tmp_path / "runs/q/checkpoints").mkdir(parents=True)
+    assert run_directory.choose("other", "p", "runs/q") == tmp_path / "runs/q"
+    assert run_directory.choose("runs", "q", "none") == tmp_path / "runs/q-2"
+    assert run_directory.choose("runs", "q", "auto") == tmp_path / "runs/q"
+
+
+def test_a_second_run_alone_is_gone_on_with_and_the_next_is_the_third(tmp_path):
+    (tmp_path / "q-2/x").mkdir(parents=True)
+    assert run_directory.choose(str(tmp_path), "q", "auto").name == "q-2"
+    assert run_directory.choose(str(tmp_path), "q", "none").name == "q-3"
+
+
 def test_only_folders_that_a_run_made_are_counted(tmp_path):
     for name in ("q", "q-2", "q-10", "q-1", "q-02", "q-old", "qq", "q-12"):
         (tmp_path / name).mkdir()

@@ -12,6 +12,7 @@ from m5ds import config
 from m5ds.data.random_batch import random_batch
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
+from m5ds.train import distributed
 from m5ds.train.distributed import RankError
 from m5ds.train.step import MAX_SKIPPED, Diverged, TrainStep, take
 
@@ -150,3 +151,114 @@ def test_users_error_of_the_loader_is_announced_and_other_errors_are_not_caught(
         step.announce(failed, 0)
     with pytest.raises(AttributeError):
         take(broken(AttributeError()))
+
+
+class Noting(PlainEngine):
+    """Keeps what was given to the forward and to backward."""
+
+    def __init__(self, model: M5ForPretraining) -> None:
+        super().__init__(model)
+        self.calls, self.backwards, self.outputs = [], [], []
+
+    def __call__(self, batch, **keywords):
+        self.calls.append((batch, keywords))
+        self.outputs.append(super().__call__(batch, **{**keywords, "gather": None}))
+        return self.outputs[-1]
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.backwards.append(loss.item())
+
+
+@pytest.mark.parametrize("products", [[[0, 1, 2]], [[0], [1], [2]]])
+def test_what_deepspeed_divides_by_is_multiplied_in(tmp_path: Path, monkeypatch, products) -> None:
+    """DeepSpeed averages over 2 ranks and over the accumulation steps; the losses are sums over global counts."""
+    sizes = []
+
+    def feature_gather(given):
+        sizes.append(given)
+
+    model = build("model.contrastive.pairs=none") if len(products) > 1 else build()
+    engine = Noting(model)
+    step = TrainStep(engine, model, seed=3, precision="bf16", directory=tmp_path)
+    batches = [batch_of(model, chosen) for chosen in products]
+    announced = step.announce(taken(batches), 0)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "feature_gather", feature_gather)
+    monkeypatch.setattr(distributed, "sum_over_ranks", dict)
+    losses = step(batches, announced)
+    assert engine.backwards == pytest.approx([2 * len(products) * out.loss.item() for out in engine.outputs])
+    assert losses["total"] == pytest.approx(sum(out.loss.item() for out in engine.outputs))
+    for name in step.loss_names:
+        assert losses[name] == pytest.approx(sum(out.losses[name].item() for out in engine.outputs))
+    assert sizes == [[len(chosen)] * 2 for chosen in products]
+    counts = {name: int(announced[name]) for name in ("products", *step.loss_names)}
+    assert [keywords for _, keywords in engine.calls] == [{"counts": counts, "seed": 3, "gather": None}] * len(products)
+    assert engine.num_steps == len(products)
+
+
+def test_under_accumulation_the_pool_is_that_of_all_ranks_products(tmp_path: Path, monkeypatch) -> None:
+    sizes = []
+    model = build("model.blocks.unimodal.repeat=1")
+    step = TrainStep(PlainEngine(model, 2), model, seed=3, precision="bf16", directory=tmp_path)
+    batches = [batch_of(model, [0, 1]), batch_of(model, [2])]
+    announced = step.announce(taken(batches), 0)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "feature_gather", sizes.append)
+    monkeypatch.setattr(distributed, "sum_over_ranks", dict)
+    step(batches, announced)
+    assert sizes == [[3, 3]], "one gather of the features of the whole step"
+
+
+def test_a_loader_that_failed_elsewhere_stops_this_rank_with_that_ranks_message(tmp_path: Path, monkeypatch) -> None:
+    model = build()
+    step = TrainStep(PlainEngine(model), model, seed=3, precision="bf16", directory=tmp_path)
+    told = []
+    monkeypatch.setattr(distributed, "sum_over_ranks", lambda local: {**local, "failed": 1.0})
+    monkeypatch.setattr(distributed, "gather_objects", lambda own: told.append(own) or [own, "shard is gone"])
+    with pytest.raises(RankError, match="^rank 1: shard is gone$"):
+        step.announce(taken([batch_of(model, [0])]), 0)
+    assert told == [None]
+    with pytest.raises(RankError, match="^own error$"):
+        step.announce(OSError("own\nerror"), 0)
+
+
+def test_a_failed_loader_announces_itself_and_no_files(tmp_path: Path, monkeypatch) -> None:
+    model, sent = build(), []
+    step = TrainStep(PlainEngine(model), model, seed=3, precision="bf16", directory=tmp_path)
+    monkeypatch.setattr(distributed, "sum_over_ranks", lambda local: sent.append(local) or {**local, "failed": 0})
+    step.announce(ValueError("x"), 0)
+    assert set(sent[0].values()) == {0, True} and sent[0]["failed"] is True
+    step.announce(taken([batch_of(model, [0])]), 0)
+    assert sent[1]["failed"] is False and list(sent[1]) == list(sent[0]), "the same keys in the same order"
+
+
+def test_an_error_of_the_disk_is_the_loaders_too(tmp_path: Path) -> None:
+    def steps(error: Exception | None):
+        if error is not None:
+            raise error
+        yield "batches"
+
+    error = OSError("disk")
+    assert take(steps(error)) is error
+    assert take(steps(None)) == "batches"
+
+
+def test_divergence_names_the_losses_and_rank_0_lists_the_products_of_all(tmp_path: Path, monkeypatch) -> None:
+    model = build("model.blocks.unimodal.repeat=1")
+    step = TrainStep(PlainEngine(model), model, seed=3, precision="bf16", directory=tmp_path)
+    batches = [batch_of(model, [0, 1])]
+    monkeypatch.setattr(distributed, "gather_objects", lambda own: [["elsewhere"], own])
+    losses = {"mlm": float("inf"), "mrp": 1.0, "total": float("nan")}
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    path = tmp_path / "not_finite.json"
+    with pytest.raises(Diverged, match=rf"^a loss \(mlm, total\) is not finite; .* {path} lists the products"):
+        raise step._diverged("loss", batches, losses)
+    assert not path.exists()
+    monkeypatch.setattr(distributed, "rank", lambda: 0)
+    step._diverged("gradient", batches, losses)
+    report = json.loads(path.read_text())
+    assert report["losses"] == {"mlm": "inf", "mrp": "1.0", "total": "nan"} and report["what"] == "gradient"
+    assert report["ids_by_rank"] == [["elsewhere"], [["product-0", "product-1"]]]
+    monkeypatch.setattr(distributed, "gather_objects", lambda own: ["台灯"])
+    step._diverged("loss", batches, {})
+    assert path.read_text() == '{\n "what": "loss",\n "losses": {},\n "ids_by_rank": [\n  "台灯"\n ]\n}'

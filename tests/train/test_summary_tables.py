@@ -56,6 +56,7 @@ def test_opening_counts_parameters_steps_and_products() -> None:
     )
     ds = {"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 8, "optimizer": {"type": "AdamW"}}
     text = summary.opening(job, ds)
+    assert text.splitlines()[0] == "run run -> runs/run" and len(text.splitlines()) == 5
     for part in (
         "1.5 M parameters, image, text",
         "shards (77 products",
@@ -63,3 +64,13 @@ def test_opening_counts_parameters_steps_and_products() -> None:
         "ZeRO-3, bf16, AdamW, on cpu",
     ):
         assert part in text
+    without = {key: value for key, value in ds.items() if key != "zero_optimization"}
+    for given in (without, {**without, "zero_optimization": {}}):
+        assert "DeepSpeed ZeRO-0, " in summary.opening(job, given)
+
+
+def test_a_pair_that_was_not_validated_before_has_no_figure_of_before() -> None:
+    last = {f"retrieval/a->b/{name}": 0.5 for name in ("R@1", "R@10", "chance", "size")}
+    last |= {"retrieval/average/ratio": 1.0, "retrieval/worst/ratio": 1.0}
+    (row,) = (line for line in summary._retrieval(Recorded(validation=({}, last))) if line.startswith("a->b"))
+    assert row.split()[2] == "nan"

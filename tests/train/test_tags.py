@@ -1,5 +1,6 @@
 """A checkpoint tag is complete only when its manifest says so and every byte agrees."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,66 @@ def test_interrupted_removal_leaves_an_incomplete_tag(tmp_path: Path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         tags.remove(tmp_path, tag)
     assert tags.newest_first(tmp_path)[0] == []
+
+
+def test_a_tag_is_named_by_its_step_in_eight_digits() -> None:
+    assert [tags.tag_name(step) for step in (0, 12, 123456789)] == ["step-00000000", "step-00000012", "step-123456789"]
+
+
+def test_what_a_manifest_describes_is_on_the_disk_before_it_is_written(tmp_path: Path, monkeypatch) -> None:
+    """A machine that loses power must not keep a manifest of bytes that it lost."""
+    synced = []
+
+    def fsync(number: int) -> None:
+        path = Path(f"/proc/self/fd/{number}").readlink()
+        synced.append((path.name, path.read_bytes()))
+
+    monkeypatch.setattr(tags.os, "fsync", fsync)
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name * 3)
+    described = tags.describe_files(tmp_path, ["b", "a"])
+    assert described == {name: {"bytes": 3, "sha256": hashlib.sha256(name.encode() * 3).hexdigest()} for name in "ab"}
+    assert synced == [("b", b"bbb"), ("a", b"aaa")]
+    assert tags.sha256(tmp_path / "a") == described["a"]["sha256"] and len(synced) == 2, "reading needs no sync"
+    tags.write_atomically(tmp_path / "text", "words")
+    ((temporary, written),) = synced[2:]
+    assert written == b"words" and temporary.startswith(".text.") and temporary != "text"
+
+
+def test_files_of_subfolders_are_listed_in_order_and_only_the_tags_own_manifest_is_left_out(tmp_path: Path) -> None:
+    for name in ("z.pt", "model/manifest.json", "manifest.json", "a.pt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert tags.list_files(tmp_path) == ["a.pt", "model/manifest.json", "z.pt"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[]", "not readable"),
+        ('{"created": 1}', "not readable: 'files'"),
+        ('{"files": {}}', "not readable: 'created'"),
+        ('{"created": "x", "files": {}}', "not readable"),
+        ("{", "not readable"),
+    ],
+)
+def test_a_manifest_that_is_none_says_so(tmp_path: Path, text: str, reason: str) -> None:
+    tag = save(tmp_path, 10, 1.0)
+    (tmp_path / tag / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match=reason):
+        tags.read(tmp_path, tag)
+
+
+def test_only_folders_of_steps_are_tags_and_others_stay(tmp_path: Path) -> None:
+    save(tmp_path, 10, 1.0)
+    (tmp_path / "universal-step-00000010").mkdir()
+    assert tags.keep_last(tmp_path, 1) == []
+    assert tags.keep_last(tmp_path, 0) == ["step-00000010"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "universal-step-00000010"]
+
+
+def test_a_manifest_is_a_line_a_key(tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    tags.complete(tmp_path, "t", 2.5, {"a": {"bytes": 1}})
+    text = (tmp_path / "t/manifest.json").read_text()
+    assert text == '{\n "version": 1,\n "created": 2.5,\n "files": {\n  "a": {\n   "bytes": 1\n  }\n }\n}'

@@ -9,8 +9,8 @@ from model_cases import SEED, VOCAB_SIZE, build, run, tiny_spec
 from m5ds.data.random_batch import random_batch
 from m5ds.kernels.philox import EVALUATION_DRAW
 from m5ds.model.masking import count_targets
-from m5ds.train import retrieval
-from m5ds.train.validation import validate
+from m5ds.train import distributed, retrieval
+from m5ds.train.validation import _losses, _retrieval, validate
 
 PRESENCE = [
     [[True] * 5, [True, True, False, True, True], [False, True, True, False, False]],
@@ -94,3 +94,77 @@ def test_the_report_is_the_retrieval_of_clean_features_of_real_products(model):
 def test_a_request_to_stop_ends_validation_without_a_report(model):
     loader, report, noted = validated(model, requested=15)
     assert report is None and loader.closed and not noted
+
+
+def test_a_request_of_another_rank_stops_validation_here_too(model, monkeypatch):
+    asked = []
+    monkeypatch.setattr(distributed, "sum_over_ranks", lambda values: asked.append(values) or {"stop": 1.0})
+    loader, report, _ = validated(model)
+    assert report is None and loader.closed and asked == [{"stop": 0.0}]
+
+
+def test_losses_without_a_target_anywhere_are_left_out_and_others_are_means(monkeypatch):
+    monkeypatch.setattr(distributed, "sum_over_ranks", lambda values: {key: 2 * item for key, item in values.items()})
+    assert _losses({"a": 6.0, "b": 0.0, "c": 5.0}, {"a": 4.0, "b": 0.0, "c": 1.0}) == {"loss/a": 1.5, "loss/c": 5.0}
+
+
+def products(count: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "product": torch.randperm(count, generator=generator),
+        "label": torch.randint(-1, 2, (count,), generator=generator),
+        "present": torch.rand(count, 2, generator=generator) > 0.3,
+        "unimodal": torch.nn.functional.normalize(torch.randn(count, 2, 3, generator=generator), dim=-1),
+        "fused": torch.randn(count, 2, 3, generator=generator),
+    }
+
+
+def test_the_dealing_of_products_to_ranks_does_not_matter():
+    table = products(12)
+    table["unimodal"][:] = table["unimodal"][:1]  # all tie: only the order could tell them apart
+    shuffled = torch.randperm(12, generator=torch.Generator().manual_seed(5))
+    report = _retrieval({key: value[shuffled] for key, value in table.items()}, ("image", "text"))
+    assert report == _retrieval(table, ("image", "text"))
+    assert report["products"] == 12
+
+
+def test_products_without_any_modality_are_no_part_of_the_categories():
+    table = products(12)
+    table["present"][3:6] = False
+    kept = table["present"].any(dim=1)
+    alone = _retrieval({key: value[kept] for key, value in table.items()}, ("image", "text"))
+    whole = _retrieval(table, ("image", "text"))
+    assert {**whole, "products": 0} == {**alone, "products": 0}
+    assert whole["category/size"] < 12
+
+
+def test_without_a_pair_there_are_no_ratios():
+    table = products(4)
+    table["present"][:, 1] = False
+    report = _retrieval(table, ("image", "text"))
+    assert not [name for name in report if name.startswith("retrieval/")]
+
+
+def test_rank_0_reports_on_the_products_of_all_ranks_and_tells_the_others(model, monkeypatch):
+    whole = validated(model)[1]
+    sizes, parts = [], []
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "feature_gather", sizes.append)
+    monkeypatch.setattr(distributed, "sum_over_ranks", dict)
+    monkeypatch.setattr(distributed, "gather_objects", lambda own: [own, None])
+    monkeypatch.setattr(distributed, "broadcast_object", lambda own: own)
+    # This rank has the first three products here, the other one the rest.
+    monkeypatch.setattr(
+        distributed,
+        "gather_to_first",
+        lambda table: (
+            parts.append(table)
+            or [{key: rows[cut] for key, rows in table.items()} for cut in (slice(3), slice(3, None))]
+        ),
+    )
+    report = validated(model)[1]
+    assert report == pytest.approx(whole)
+    assert sizes == [[3, 3], [3, 3]] and len(parts[0]["product"]) == 5
+    monkeypatch.setattr(distributed, "gather_to_first", lambda table: None)
+    monkeypatch.setattr(distributed, "broadcast_object", lambda own: {"products": 99} if own is None else own)
+    assert validated(model)[1]["products"] == 99
