@@ -310,3 +310,13 @@ def test_the_least_that_an_interval_can_be_made_of_is_accepted():
             bootstrap_mean(two, keys(2), **options)
     with pytest.raises(ValueError, match="seeds >= 2"):
         bootstrap_seeds(two, keys(2))
+
+
+def test_products_of_one_key_are_ordered_by_all_their_values():
+    values_SN = np.array([[2.0, 1.0, 1.0, 0.0], [5.0, 5.0, 4.0, 9.0], [0.0, 0.0, 0.0, 0.0]])
+    for columns in (values_SN, values_SN[[1, 2, 0]], values_SN[[2, 0, 1]]):
+        keys_N = np.array([7, 7, 7, 3])
+        found, ordered = bootstrap._in_order(columns, keys_N)
+        assert ordered.tolist() == [3, 7, 7, 7]
+        rows = [tuple(column) for column in columns.T.tolist()]
+        assert [tuple(column) for column in found.T.tolist()] == [rows[3], *sorted(rows[:3])]
