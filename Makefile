@@ -28,15 +28,19 @@ $(STAMP): setup.py constraints.txt
 pretrain: install
 	deepspeed m5ds/pretrain.py --ds_config configs/zero3.json
 
+# Test files side by side, each on one core: small models gain nothing from a second thread.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 python -m pytest -q -n $(WORKERS) --dist loadfile
+
 # The fast tier: everything that is not marked slow, then the kernels in Triton's interpreter (a process of its own, since
 # the variable must be set before a kernel is imported).
 test: test-fast test-interpreter
 
 test-fast: install
-	python -m pytest -q -m "not slow" --ignore=tests/kernels/interpreter
+	$(PYTEST) -m "not slow" --ignore=tests/kernels/interpreter
 
 test-interpreter: install
-	TRITON_INTERPRET=1 python -m pytest -q -m "not slow" tests/kernels/interpreter
+	TRITON_INTERPRET=1 $(PYTEST) -m "not slow" tests/kernels/interpreter
 
 # The slow tier alone; .ci/run calls it last.
 test-slow: install
@@ -50,8 +54,8 @@ CPU_TESTS := tests/test_closeness.py tests/test_older_cpus.py tests/kernels test
 CPU_TESTS += --ignore=tests/kernels/interpreter --ignore=tests/kernels/compile
 
 test-cpus: install
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 python -m pytest -q -m "not slow" --expect-cpu DEFAULT $(CPU_TESTS)
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 python -m pytest -q -m "not slow" --expect-cpu AVX2 $(CPU_TESTS)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 $(PYTEST) -m "not slow" --expect-cpu DEFAULT $(CPU_TESTS)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 $(PYTEST) -m "not slow" --expect-cpu AVX2 $(CPU_TESTS)
 
 test-all: test test-cpus test-slow
 

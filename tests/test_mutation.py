@@ -179,10 +179,9 @@ def test_mutants_made_by_hand_fit_the_source():
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize(
-    "arguments", [["--apply", str(ROOT / "tests/mutants/by_hand.txt")], ["--seed", "0", "--count", "20"]]
-)
-def test_mutants_are_noticed(arguments):
-    command = [sys.executable, str(ROOT / "tests/mutate.py"), *arguments]
+def test_every_mutant_made_by_hand_is_noticed():
+    """A random draw is another one after each change of the source, so it is no gate (docs/testing.md)."""
+    by_hand = str(ROOT / "tests/mutants/by_hand.txt")
+    command = [sys.executable, str(ROOT / "tests/mutate.py"), "--near", "--apply", by_hand]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0 and "SURVIVED" not in done.stdout, done.stdout + done.stderr
