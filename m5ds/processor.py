@@ -99,7 +99,7 @@ class M5Processor:
         tree = {
             "processor_class": type(self).__name__,
             "auto_map": {"AutoProcessor": AUTO_MAP["AutoProcessor"]},
-            "inputs": _ADAPTER.dump_python(self.inputs, mode="json"),
+            "inputs": _ADAPTER.dump_python(self.inputs),
         }
         (folder / CONFIG_FILE).write_text(json.dumps(tree, indent=2) + "\n")
         self.tokenizer.save(folder / TOKENIZER_FOLDER)

@@ -295,6 +295,12 @@ def test_of_a_thousand_files_four_are_damaged_and_of_ten_one(num_products, expec
     assert damaged["image"] <= {plan.index for plan in plans}
 
 
+def test_no_file_is_chosen_twice_to_be_damaged(monkeypatch):
+    monkeypatch.setattr(synthetic, "DAMAGED_SHARE", 1.0)
+    plans = [SimpleNamespace(index=number, present=("video",)) for number in range(20)]
+    assert synthetic._choose_damaged(plans, np.random.default_rng(0))["video"] == set(range(20))
+
+
 def test_a_damaged_jpeg_is_cut_and_anything_else_is_noise():
     jpeg = b"\xff\xd8" + bytes(range(250)) * 2
     assert synthetic._damage(jpeg, np.random.default_rng(0)) == jpeg[:200]
