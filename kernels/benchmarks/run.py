@@ -96,9 +96,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--op", choices=ops(), help="one op only; default: all")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="one small case an op")
-    size.add_argument("--short", action="store_true", help="a few cases an op: what `make gpu-check` has time for")
-    size.add_argument("--full", action="store_true", help="the whole grid on a CPU too, about an hour")
+    grids = {
+        "quick": "one small case an op",
+        "short": "a few cases an op: what `make gpu-check` has time for",
+        "full": "the whole grid on a CPU too, about an hour",
+    }
+    for name, meaning in grids.items():
+        size.add_argument(f"--{name}", dest="grid", action="store_const", const=name, help=meaning)
     parser.add_argument("--repeats", type=int, default=20, help="timed repetitions at most (default: %(default)s)")
     parser.add_argument("--csv", type=Path, default=DEFAULT_CSV, help="file to append to (default: %(default)s)")
     parser.add_argument("--plot", type=Path, help="folder to draw the CSV's plots in")
@@ -118,8 +122,7 @@ def main() -> int:
     if device.type == "cpu":
         torch.set_num_threads(1)
         keep_freed_memory()
-    named = next((name for name in ("quick", "short", "full") if getattr(options, name)), None)
-    grid = named or ("full" if device.type == "cuda" else "default")
+    grid = options.grid or ("full" if device.type == "cuda" else "default")
     ceilings = measure_ceilings(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     print(
         f"this device copies {ceilings.bytes_per_second / 1e9:.4g} GB/s and multiplies matrices at"
