@@ -104,9 +104,11 @@ test-versions:
 	PATH=$(OTHER)/bin:$$PATH python m5ds/pretrain.py --ds_config configs/zero3.json name=versions
 
 # Whether the other Pythons can read our files. It says nothing of what runs there: that is what test-versions is for.
+PYTHONS ?= $(or $(wildcard $(HOME)/.pyenv/versions/3.1[23].*/bin/python),python3.12 python3.13)
+
 test-pythons:
-	@for python in python3.12 python3.13; do \
+	@for python in $(PYTHONS); do \
 	  if $$python -c "" 2>/dev/null; then \
-	    PYTHONPYCACHEPREFIX=$$(mktemp -d) $$python -m compileall -q m5ds kernels tools tests && echo "$$python compiles every file"; \
-	  else echo "SKIPPED: $$python is not on this machine, nothing was tried with it"; fi || exit 1; \
+	    PYTHONPYCACHEPREFIX=$(CURDIR)/build/bytecode $$python -m compileall -q m5ds kernels tools tests && echo "$$($$python --version) compiles every file"; \
+	  else echo "SKIPPED: $$python does not run on this machine, nothing was tried with it"; fi || exit 1; \
 	done

@@ -11,7 +11,7 @@ from setuptools import setup
 
 HERE = Path(__file__).parent
 
-# What a trained model needs: embed products, search them, export.
+# What an exported model needs: embed products and search them.
 CORE = [
     "torch>=2.11",
     "triton>=3.6",

@@ -100,8 +100,10 @@ class PackedLayout:
         start_T = self.seg_start_BM.long()[self.row_product_T, self.row_modality_T]
         return torch.arange(self.num_rows, device=self.device) - start_T
 
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> "PackedLayout":
+    def to(self, device: torch.device | str) -> "PackedLayout":
         """The same layout with its tensors on `device`."""
+        # A copy to the CPU that does not wait may be read before it is there.
+        overlaps = torch.device(device).type != "cpu"
         names = ("seg_start_BM", "seg_len_BM", "present_BM", "product_B", "draw_B")
-        moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names}
+        moved = {name: getattr(self, name).to(device, non_blocking=overlaps) for name in names}
         return PackedLayout(**moved, slab=self.slab, lengths=self.lengths)

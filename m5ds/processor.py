@@ -29,6 +29,11 @@ TOKENIZER_FOLDER = "tokenizer"
 
 _ADAPTER: TypeAdapter[dict[str, InputSpec]] = TypeAdapter(dict[str, Annotated[InputSpec, Field(discriminator="kind")]])
 _TEXT_FIELDS = ("id", "title", "description", "attributes")
+_FROM_AUTO = {
+    *("trust_remote_code", "code_revision", "revision", "token", "use_auth_token", "cache_dir", "force_download"),
+    *("local_files_only", "subfolder", "proxies", "_from_auto", "_commit_hash"),
+}
+"""What AutoProcessor passes on beside a user's keywords."""
 
 
 class M5Processor:
@@ -58,10 +63,11 @@ class M5Processor:
     def __call__(
         self, products: Sequence[Mapping[str, Any]], *, return_tensors: str | None = None
     ) -> Batch | dict[str, Any]:
-        """A batch of the products, its rows on the CPU: `model.embed(processor(products))`.
+        """A batch of the products, its rows on the CPU: `model.embed(processor(products))`, which moves them.
 
         `return_tensors="pt"` gives the keywords of a forward instead, `model(**processor(products,
-        return_tensors="pt"))`, which masks nothing.
+        return_tensors="pt"))`, which masks nothing; a model on a GPU takes
+        `model(processor(products).to(model.device), masked=False)`.
 
         A product is a mapping with any of `id`, `title`, `description`, `attributes` (a mapping, or pairs of strings)
         and, named as in catalogues (`images`, `videos`, `audios`, ...), one medium or a list of them: a path, bytes,
@@ -88,7 +94,8 @@ class M5Processor:
                 f"product {product_id!r}: no {name} that can be read: {'; '.join(reasons)}; leave the field out to"
                 f" embed the product without it ({len(lost)} such cases in the batch)"
             )
-        return prepared.batch if return_tensors is None else {"batch": prepared.batch, "masked": False}
+        batch = prepared.batch.to("cpu")  # decoders leave rows on the GPU where they have one
+        return batch if return_tensors is None else {"batch": batch, "masked": False}
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write processor_config.json, the tokenizer's folder and what AutoProcessor needs; the directory is made if
@@ -116,7 +123,7 @@ class M5Processor:
             raise ValueError(f"{path}: {error.strerror}; save the processor beside the model first") from error
         except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
             raise ValueError(f"{path}: not a processor's configuration: {' '.join(str(error).split())}") from error
-        own = {key: kwargs[key] for key in ("device", "num_threads") if key in kwargs}  # AutoProcessor adds its own
+        own = {key: value for key, value in kwargs.items() if key not in _FROM_AUTO}
         return cls(inputs, load_tokenizer(path.parent / TOKENIZER_FOLDER), **own)
 
     @classmethod

@@ -271,6 +271,13 @@ def test_media_are_named_by_product_modality_and_number(tmp_path, spec, tokenize
     assert raw(0, {"description": "x"}).present == {"text"}
 
 
+def test_a_misspelt_keyword_of_loading_is_refused_and_those_of_auto_classes_are_not(tmp_path, spec, tokenizer):
+    M5Processor.for_model(spec, tokenizer).save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="num_thread"):
+        M5Processor.from_pretrained(tmp_path, num_thread=2)
+    M5Processor.from_pretrained(tmp_path, trust_remote_code=True, code_revision=None, local_files_only=True)
+
+
 def test_arrays_by_name_are_regions_and_a_field_may_be_null(tokenizer):
     inputs = {"image": RegionFeatures(max_regions=4, dim=5), "video": FeatureRows(rows=2, dim=6)}
     regions = {"features": np.ones((2, 5), "float32"), "boxes": np.array([[0, 0, 4, 4]] * 2), "size": np.array([8, 8])}

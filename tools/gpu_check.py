@@ -91,7 +91,7 @@ def _kill_group(process: subprocess.Popen) -> None:
 
 
 def run_all(chosen: list[Step], environment: dict[str, str], out: Path, total: float | None) -> list[Verdict]:
-    """Every step, its verdict printed as it ends. `total`: seconds for all of them, None without limit."""
+    """Every step, its verdict printed as it ends. `total`: seconds left for all of them, None without limit."""
     started, verdicts = time.perf_counter(), []
     for step in chosen:
         left = float("inf") if total is None else total - (time.perf_counter() - started)
@@ -151,7 +151,8 @@ def prepare(folder: Path, bundle: Path | None) -> dict[str, str]:
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise ValueError(
             f"{', '.join(missing)} cannot be imported by {sys.executable}; collect what is missing where there is a"
-            " network with `python tools/gpu_bundle.py FOLDER` and name it here with --bundle FOLDER"
+            " network with `python tools/gpu_bundle.py FOLDER`, their names taken out of the file that --assumed names,"
+            " and name it here with --bundle FOLDER"
         )
     path = os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])
     return os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -165,6 +166,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: tiny sizes, no GPU needed")
     parser.add_argument("--all", action="store_true", help="GPU decoding and the launcher on up to two GPUs besides")
     options = parser.parse_args()
+    started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         environment = prepare(Path(folder), options.bundle)
         import torch
@@ -183,7 +185,7 @@ def main() -> int:
         versions = f"Python {sys.version.split()[0]}, torch {torch.__version__}, triton {triton.__version__}"
         print(f"{name} ({num_gpus} GPUs), {versions}; results in {out}", flush=True)
         chosen = steps(options.device, out, num_gpus=num_gpus, everything=options.all)
-        total = None if options.all or options.device == "cpu" else SECONDS_IN_ALL
+        total = None if options.all or options.device == "cpu" else SECONDS_IN_ALL - (time.perf_counter() - started)
         verdicts = run_all(chosen, environment, out, total)
     failed = sum(verdict.state == "FAILED" for verdict in verdicts)
     report = f"{name}, {versions}\n{table(out, verdicts)}\n{failed} of {len(verdicts)} steps failed"

@@ -82,7 +82,8 @@ def _counters() -> Step:
     if ncu is None:
         return Step("hardware counters", skip="ncu is not on the PATH")
     benchmark = [sys.executable, "kernels/benchmarks/run.py", "--quick", "--repeats", "1", "--csv", "/dev/null"]
-    options = ["--clock-control", "none", "--set", "basic", "--kernel-name", "regex:_kernel$", "--launch-count", "3"]
+    ours = ["--kernel-name", "regex:^embed_(fwd|bwd)", "--launch-count", "3"]
+    options = ["--clock-control", "none", "--set", "basic", *ours]
     return Step("hardware counters", [ncu, *options, *benchmark, "--op", "embed_modalities"], 35)
 
 

@@ -25,6 +25,7 @@ from m5ds.kernels.benchmarks.case import percentiles
 from m5ds.kernels.benchmarks.results import device_name
 from m5ds.kernels.benchmarks.roofline import measure_ceilings
 from m5ds.train import ds_config, flops, runtime
+from m5ds.train.precision import device_of_rank
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -157,14 +158,14 @@ def sentence(result: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=ROOT / "configs/run/m5product_features.yaml")
-    parser.add_argument("--precision", choices=DTYPES, help="default: bf16 on a GPU, fp32 on a CPU")
+    parser.add_argument("--precision", choices=DTYPES, help="default: what the device computes in by itself")
     parser.add_argument("--steps", type=int, default=20, help="timed steps (default: %(default)s)")
     parser.add_argument("--record", type=Path, metavar="FILE", help="JSONL file to append the measurements to")
     parser.add_argument("--profile", type=Path, metavar="FOLDER", help="profile instead of timing")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the run YAML")
     options = parser.parse_intermixed_args()
     on_gpu = torch.cuda.is_available()
-    precision = options.precision or ("bf16" if on_gpu else "fp32")
+    precision = options.precision or next(iter(device_of_rank().halves), "fp32")
     if precision == "fp16" and not on_gpu:
         raise ValueError("--precision fp16 needs a GPU")
     config = configuration.load(options.config, options.overrides)

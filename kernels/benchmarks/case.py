@@ -10,6 +10,13 @@ GPUS = {"A100-SXM": (2.0e12, 312e12), "H100-SXM": (3.35e12, 989e12), "B200": (8.
 """Bytes a second of memory and dense bf16 FLOPs a second, from NVIDIA's data sheets."""
 
 
+def dtype_of(device: torch.device) -> torch.dtype:
+    """What a benchmark computes in: bf16 or, on a GPU without it, fp16; float32 on a CPU."""
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
 @dataclass(frozen=True)
 class Provider:
     """One implementation with inputs of its own, so that padding or packing is not timed."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from m5ds.kernels.benchmarks.case import Case, Estimate, Provider
+from m5ds.kernels.benchmarks.case import Case, Estimate, Provider, dtype_of
 from m5ds.kernels.benchmarks.roofline import dense_work
 from m5ds.kernels.cross_modal_attention import cross_modal_attention
 from m5ds.kernels.cross_modal_attention.costs import attention_cost
@@ -55,7 +55,7 @@ def cases(device: torch.device, grid: str) -> Iterator[Case]:
 
 
 def _case(device: torch.device, lengths: str, presence: float, visibility: str, num_products: int) -> Case:
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = dtype_of(device)
     layout = make_layout(lengths, presence, num_products).to(device)
     matrix, shape = matrix_of(visibility), (layout.num_rows, *HEADS[lengths])
     generator = torch.Generator().manual_seed(0)
@@ -76,7 +76,7 @@ def _case(device: torch.device, lengths: str, presence: float, visibility: str, 
             "dtype": str(dtype),
         },
         [ours, *_peers(layout, LENGTHS[lengths], matrix, packed, visibility)],
-        tolerance=2e-2 if dtype == torch.bfloat16 else 1e-5,
+        tolerance=2e-2 if dtype != torch.float32 else 1e-5,
         estimates=closed_form(lengths, presence, visibility),
         work=dense_work(ours, *_flops(layout, matrix, HEADS[lengths])),
     )

@@ -76,7 +76,7 @@ def append_rows(path: Path, rows: list[Row], device: torch.device) -> None:
 
 def append_csv(path: Path, fields: dict[str, Any]) -> None:
     """Append one row to a CSV, with its header where the file is new. `ValueError` where it has other columns."""
-    new = not path.exists()
+    new = not path.exists() or path.stat().st_size == 0
     if not new:
         with path.open(newline="") as file:
             header = next(csv.reader(file), [])

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from m5ds.cli import run_tool
-from m5ds.kernels.benchmarks.case import GPUS, Case, Work, verify
+from m5ds.kernels.benchmarks.case import GPUS, Case, Work, dtype_of, verify
 from m5ds.kernels.benchmarks.results import Row, append_rows
 from m5ds.kernels.benchmarks.roofline import Ceilings, measure_ceilings
 from m5ds.kernels.benchmarks.timing import MODES, keep_freed_memory, measure
@@ -123,7 +123,7 @@ def main() -> int:
         torch.set_num_threads(1)
         keep_freed_memory()
     grid = options.grid or ("full" if device.type == "cuda" else "default")
-    ceilings = measure_ceilings(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    ceilings = measure_ceilings(device, dtype_of(device))
     print(
         f"this device copies {ceilings.bytes_per_second / 1e9:.4g} GB/s and multiplies matrices at"
         f" {ceilings.flops_per_second / 1e12:.4g} TFLOP/s",

@@ -61,10 +61,12 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch with its row tensors on `device`; lengths, presence, ids, hashes and labels stay on the CPU."""
+        # A copy to the CPU that does not wait may be read before it is there.
+        overlaps = torch.device(device).type != "cpu"
 
         def move(rows: ModalityRows) -> ModalityRows:
             moved = {
-                f.name: value.to(device, non_blocking=True)
+                f.name: value.to(device, non_blocking=overlaps)
                 for f in dataclasses.fields(rows)
                 if f.name != "length_B" and isinstance(value := getattr(rows, f.name), Tensor)
             }

@@ -15,6 +15,8 @@ from m5ds import modality
 from m5ds.data.catalogue_formats import FEATURE_SUFFIXES, CatalogueError, format_of, read_jsonl, read_parquet
 from m5ds.data.m5product import read_m5product
 
+CATEGORY_SEPARATOR = " / "
+"""Between the names of a category's path where it is one string, so it may not stand in a name."""
 DECODED_FROM_RECORD = ("text", "table")
 """Sources whose content is in the record itself; every other modality lists files."""
 ORIGINAL_LANGUAGE = "original"
@@ -188,6 +190,11 @@ def _category(here: str, value: Any) -> tuple[str, ...]:
     path = tuple(_string(here, "category", name) for name in value)
     if not all(path):
         raise CatalogueError(f"{here}: category must not hold an empty name, got {_shown(value)}")
+    if any(CATEGORY_SEPARATOR in name for name in path):
+        raise CatalogueError(
+            f"{here}: category must not hold {CATEGORY_SEPARATOR!r}, which separates its levels, got {_shown(value)};"
+            " split the name or write it without the spaces"
+        )
     return path
 
 

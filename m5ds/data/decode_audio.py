@@ -208,7 +208,7 @@ def _runs(context: Any, packets: Sequence[av.Packet], end: int | None) -> list[t
             continue
         for frame in frames:
             rate = _checked_rate(frame)
-            mono_N = _as_float(frame).mean(axis=0)
+            mono_N = as_float(frame).mean(axis=0)
             padding = _padding(context.name, packet, frame, end) if end is not None and packet is packets[-1] else 0
             if 0 < padding < len(mono_N):
                 mono_N = mono_N[:-padding]
@@ -238,7 +238,7 @@ def _checked_rate(frame: av.AudioFrame) -> int:
     return frame.sample_rate
 
 
-def _as_float(frame: av.AudioFrame) -> np.ndarray:
+def as_float(frame: av.AudioFrame) -> np.ndarray:
     """float32 [channels, samples]; integers become -1..1."""
     samples = frame.to_ndarray()
     if not frame.format.is_planar:

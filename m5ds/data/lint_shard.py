@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from m5ds.data.catalogue import presence
+from m5ds.data.catalogue import CATEGORY_SEPARATOR, presence
 from m5ds.data.manifest import (
     INDEX_SCHEMA,
     MEMBER_HASHES,
@@ -23,8 +23,8 @@ from m5ds.data.manifest import (
     read_index,
     verify_shard,
 )
-from m5ds.data.shard_plan import CATEGORY_SEPARATOR
 from m5ds.data.shard_records import Record, read_record
+from m5ds.data.shared_media import content_hash
 from m5ds.kernels.philox import product_hash
 
 _EMPTY = np.empty(0, np.int64)
@@ -99,7 +99,7 @@ def _lint_products(
         if row["key"] <= previous or "." in row["key"]:
             found.faults.append(f"{here}: key {row['key']!r} does not ascend or has a dot")
         previous = row["key"]
-        found.faults += [f"{here}: {fault}" for fault in _member_faults(row, in_tar)]
+        found.faults += [f"{here}: {fault}" for fault in (*_member_faults(row, in_tar), *_hash_faults(row, tar))]
         for member in row["members"]:
             in_tar.pop(member["name"], None)
         try:
@@ -149,6 +149,14 @@ def _member_faults(row: dict[str, Any], in_tar: dict[str, tuple[int, int]]) -> I
     end = last["offset"] + -(-last["size"] // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     if (row["offset"], row["size"]) != (start, end - start):
         yield "offset and size do not span its members"
+
+
+def _hash_faults(row: dict[str, Any], tar: IO[bytes]) -> Iterator[str]:
+    """The hashes by which byte-equal media are found must be those of the members."""
+    for member, content in zip(row["members"], row[MEMBER_HASHES] or (), strict=False):
+        tar.seek(member["offset"])
+        if content_hash(tar.read(member["size"])) != content:
+            yield f"index column {MEMBER_HASHES} is not the hash of {member['name']}"
 
 
 def _record_faults(row: dict[str, Any], record: Record, label_of: dict[str, int]) -> Iterator[str]:

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from m5ds.data.dali_runtime import DaliRuntime
-from m5ds.data.decode_audio import _as_float
+from m5ds.data.decode_audio import as_float
 from m5ds.data.media_probe import image_format
 from m5ds.data.resample import resample
 from m5ds.data.video_index import open_container
@@ -120,6 +120,6 @@ def _sound(data: bytes) -> tuple[Tensor, float]:
     with open_container(data) as container:
         stream = container.streams.audio[0]
         stream.codec_context.thread_count = 1
-        parts = [_as_float(frame) for frame in container.decode(stream)]
+        parts = [as_float(frame) for frame in container.decode(stream)]
         samples = np.concatenate(parts, axis=1) if parts else np.zeros((1, 0), np.float32)
         return torch.from_numpy(np.ascontiguousarray(samples.T)), float(stream.rate)

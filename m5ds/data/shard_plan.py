@@ -17,12 +17,11 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m5ds.data.catalogue import CatalogueError, CatalogueRecord, dumps, presence
+from m5ds.data.catalogue import CATEGORY_SEPARATOR, CatalogueError, CatalogueRecord, dumps, presence
 from m5ds.data.content_groups import MediaSizes, group_by_content
 from m5ds.data.manifest import SPLITS
 from m5ds.kernels.philox import product_hash
 
-CATEGORY_SEPARATOR = " / "
 _LARGE_SHARE = 0.1
 _LOGGER = logging.getLogger(__name__)
 

@@ -106,7 +106,12 @@ def video_index(data: bytes, on_gpu: bool) -> VideoIndex:
     check_pixels(stream.height, stream.width, MAX_VIDEO_PIXELS)
     packets = _packets(container, stream)
     codec = context.name
-    seen = [n for n, packet in enumerate(packets) if not packet.is_discard and shows_picture(codec, bytes(packet))]
+    may_hide = codec.startswith(("vp8", "vp9", "libvpx"))  # only their packets need a look, which copies them
+    seen = [
+        number
+        for number, packet in enumerate(packets)
+        if not packet.is_discard and (not may_hide or shows_picture(codec, bytes(packet)))
+    ]
     if not seen:
         raise MediaError("the video stream shows no frames")
     stamps = [packets[number].pts for number in seen]

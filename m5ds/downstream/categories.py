@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from m5ds.data.catalogue import CATEGORY_SEPARATOR
 from m5ds.data.reader import RawProduct
-from m5ds.data.shard_plan import CATEGORY_SEPARATOR
 
 Level = int | str
 """Number of names of the path, or `leaf`: all of them."""

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m5ds.downstream import bootstrap
+from m5ds.downstream.categories import LEAF, CategoryLevel
 from m5ds.downstream.embeddings import EmbeddingSet
 from m5ds.downstream.encoding import Request, encode_split
 from m5ds.downstream.evaluation_data import EvaluationData
@@ -196,11 +197,7 @@ def _tasks(
 
 def level_codes(label_N: NDArray[np.int64], categories: Sequence[str], level: str) -> NDArray[np.int64]:
     """Numbers of the labels' categories at a level (`leaf` or `top`); -1 where the label is unknown."""
-    if level == "leaf":
-        return label_N
-    tops = [name.split(" / ")[0] for name in categories]
-    number = {name: i for i, name in enumerate(sorted(set(tops)))}
-    return np.array([-1 if label < 0 else number[tops[label]] for label in label_N], dtype=np.int64)
+    return CategoryLevel.of(categories, LEAF if level == "leaf" else 1).apply(label_N)
 
 
 def compare(

@@ -7,6 +7,7 @@ ranks cannot know (`--num_gpus`, `--include`, `--hostfile`, a port).
 import argparse
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -47,10 +48,14 @@ class Relaunch:
         for place, word in enumerate(words):
             if place and Path(os.path.abspath(self.directory / word)) == self.script:  # noqa: PTH100
                 before = words[:place]
-                if not Path(before[0]).name.startswith("python"):
-                    return before
+                program = before[0]
+                if not Path(program).name.startswith("python"):
+                    # A wrapper's command line may hold its bare name, which only PATH can place.
+                    return [program if os.sep in program else shutil.which(program) or program, *before[1:]]
                 # A console script is run as `python /path/of/it`; `python` itself may be another one in the next shell.
-                return [sys.executable, *before[1:]] if place > 1 and before[1].startswith("-") else before[1:]
+                if place > 1 and not before[1].startswith("-"):
+                    return [str(self.directory / before[1]), *before[2:]]
+                return [sys.executable, *before[1:]] if place > 1 else None
         return None
 
     def command(self, arguments: list[str], num_ranks: int) -> str:
@@ -59,7 +64,8 @@ class Relaunch:
         Where the launcher is unknown (Slurm's, or another machine's), DeepSpeed's stands in for it.
         """
         launcher = self._launcher or [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(num_ranks)]
-        words = [self._short(Path(launcher[0])), *launcher[1:], self._short(self.script), *arguments]
+        first = self._short(Path(launcher[0])) if os.sep in launcher[0] else launcher[0]
+        words = [first, *launcher[1:], self._short(self.script), *arguments]
         return f"cd {shlex.quote(str(self.directory))} && {shlex.join(words)}"
 
     def _short(self, path: Path) -> str:

@@ -54,6 +54,7 @@ def validate(
         if distributed.sum_over_ranks({"stop": float(bool(stop.requested))})["stop"]:
             engine.train()
             loader.close()
+            budget.note(bad_media)
             return None
         bad_media += taken.bad_media
         for batch in taken.micro_batches:

@@ -46,6 +46,7 @@ def test_a_record_keeps_what_it_says_and_ignores_unknown_fields(tmp_path):
         ("category", "Home", "category must be a list of strings"),
         ("category", ["Home", ""], "category must not hold an empty name"),
         ("category", ["Home", 3], "category must be a string, got 3"),
+        ("category", ["Home", "Bags / Cases"], "category must not hold ' / ', which separates its levels"),
         ("attributes", "red", "attributes must be a flat object"),
         ("attributes", 5, "attributes must be a flat object"),
         ("attributes", [["Colour"]], "attributes must be a flat object"),

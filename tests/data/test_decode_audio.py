@@ -13,13 +13,13 @@ from media_samples import item
 
 from m5ds.data import decode_audio
 from m5ds.data.decode_audio import (
-    _as_float,
     _bounded,
     _by_dali,
     _checked_rate,
     _heard_seconds,
     _padding,
     _runs,
+    as_float,
     decode_audios,
 )
 from m5ds.data.media import MAX_CHANNELS, MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, MediaError
@@ -154,7 +154,7 @@ def test_samples_become_minus_one_to_one(name: str, kind: type, middle: int, sca
     samples = (np.stack([left, right]) * scale + middle).astype(kind)
     given = samples if planar else samples.T.reshape(1, -1)
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(given), name + "p" * planar, "stereo")
-    found = _as_float(frame)
+    found = as_float(frame)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, [left, right], atol=1e-7)
 

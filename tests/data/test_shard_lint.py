@@ -156,6 +156,13 @@ def test_each_column_of_the_index_must_be_what_the_record_says(shards, column, v
     assert f"index column {column} is {value!r}" in faults(shards)
 
 
+def test_hashes_must_be_those_of_the_members(shards):
+    edit_index(shards, "train/000000", lambda rows: rows[2]["member_hashes"].__setitem__(-1, bytes(16)))
+    row = pq.read_table(shards / "train/000000.index.parquet").to_pylist()[2]
+    expected = f"index column member_hashes is not the hash of {row['members'][-1]['name']}"
+    assert faults(shards).count("member_hashes") == 1 and expected in faults(shards)
+
+
 def forge_record(directory, name, change) -> str:
     """Rewrite the first product's KEY.json in place, padded to its size; returns the product's id."""
     row = first_row(directory, name)

@@ -12,10 +12,10 @@ import pytest
 from catalogue_cases import files_below, record, write_catalogue
 
 from m5ds.data import shards as shards_module
-from m5ds.data.catalogue import CatalogueOptions, read_catalogue
+from m5ds.data.catalogue import CATEGORY_SEPARATOR, CatalogueOptions, read_catalogue
 from m5ds.data.catalogue_formats import CatalogueError
 from m5ds.data.manifest import read_index, read_manifest
-from m5ds.data.shard_plan import CATEGORY_SEPARATOR, ContentGrouping, _rank_categories, make_plan
+from m5ds.data.shard_plan import ContentGrouping, _rank_categories, make_plan
 from m5ds.data.shard_records import iterate_records
 from m5ds.data.shards import BuildOptions, build_shards
 

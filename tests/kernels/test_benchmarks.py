@@ -12,7 +12,7 @@ from m5ds.kernels.benchmarks.case import Case, Estimate, Provider, Work, percent
 from m5ds.kernels.benchmarks.contrastive_memory import Allocated, counted_bytes
 from m5ds.kernels.benchmarks.cross_modal_attention import cases
 from m5ds.kernels.benchmarks.plot import draw
-from m5ds.kernels.benchmarks.results import Row, append_rows
+from m5ds.kernels.benchmarks.results import Row, append_csv, append_rows
 from m5ds.kernels.benchmarks.roofline import Ceilings, measure_ceilings
 from m5ds.kernels.benchmarks.tables import fill_page, tables_of
 from m5ds.kernels.benchmarks.timing import MODES
@@ -22,6 +22,13 @@ CPU = torch.device("cpu")
 
 def provider(name: str, factor: float) -> Provider:
     return Provider(name, lambda x: x * factor, (torch.ones(4, requires_grad=True),), torch.ones(4))
+
+
+def test_an_empty_file_gets_the_header(tmp_path):
+    path = tmp_path / "new.csv"
+    path.touch()
+    append_csv(path, {"a": 1})
+    assert path.read_text().split() == ["a", "1"]
 
 
 def test_a_provider_that_disagrees_is_named():

@@ -76,6 +76,13 @@ def test_the_outermost_launcher_is_repeated_with_its_own_flags(started, ancestor
     assert started(*ancestors) == [*expected, SCRIPT]
 
 
+def test_a_launcher_without_a_folder_is_looked_up_and_else_left_as_it_is(started, monkeypatch) -> None:
+    """A wrapped launcher's command line holds its bare name; a file of that name in the folder is not it."""
+    monkeypatch.setattr(relaunch.shutil, "which", {"torchrun": "/b/torchrun"}.get)
+    assert started(["torchrun", "--standalone", SCRIPT]) == ["/b/torchrun", "--standalone", SCRIPT]
+    assert started(["deepspeed", SCRIPT]) == ["deepspeed", SCRIPT]
+
+
 def test_ranks_of_an_unknown_launcher_get_deepspeeds_with_their_number(started) -> None:
     found = started(["srun", "-n", "2", "python", SCRIPT], ranks=2, rank="1")
     assert found == [".venv/bin/deepspeed", "--num_gpus", "2", SCRIPT]
@@ -146,7 +153,7 @@ def test_a_process_that_names_the_script_first_or_not_at_all_is_no_launcher(star
 
 
 def test_the_scripts_first_place_in_the_command_counts(started) -> None:
-    assert started(["deepspeed", SCRIPT, "--config", SCRIPT]) == ["./deepspeed", SCRIPT]
+    assert started(["python", "/b/deepspeed", SCRIPT, "--config", SCRIPT]) == ["/b/deepspeed", SCRIPT]
 
 
 def test_a_process_that_cannot_be_read_is_passed_over(started, monkeypatch) -> None:
@@ -166,5 +173,5 @@ def test_of_two_launchers_the_outermost_is_repeated(started) -> None:
 
 
 def test_files_of_the_working_folder_never_become_bare_names(started) -> None:
-    found = started(["deepspeed", "run.py"], script="run.py")
+    found = started(["python", "deepspeed", "run.py"], script="run.py")
     assert found == ["./deepspeed", "./run.py"]

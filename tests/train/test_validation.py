@@ -93,7 +93,14 @@ def test_the_report_is_the_retrieval_of_clean_features_of_real_products(model):
 
 def test_a_request_to_stop_ends_validation_without_a_report(model):
     loader, report, noted = validated(model, requested=15)
-    assert report is None and loader.closed and not noted
+    assert report is None and loader.closed and noted == [[]]
+
+
+def test_a_validation_that_stops_halfway_lists_the_damaged_files_that_it_met(model, monkeypatch):
+    asked = iter([0.0, 1.0])
+    monkeypatch.setattr(distributed, "sum_over_ranks", lambda values: {"stop": next(asked)})
+    _, report, noted = validated(model)
+    assert report is None and noted == [["a"]]
 
 
 def test_a_request_of_another_rank_stops_validation_here_too(model, monkeypatch):
