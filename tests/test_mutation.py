@@ -1,8 +1,6 @@
 """The mutation tool: what it changes, what it leaves alone, which tests it asks, and what it says."""
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -159,7 +157,11 @@ def test_a_wrong_order_is_noticed_and_an_equal_one_survives():
     tree = trees.Tree()
     test = ["tests/data/test_order.py"]
     wrong = patches.replacement("m5ds/data/order.py", "% ", "* ")
-    same = patches.replacement("m5ds/data/order.py", '"""', '"""Words. ', "")
+    same = patches.replacement(
+        "m5ds/data/order.py",
+        "Which product comes at which position: a",
+        "Words. Which product comes at which position: a",
+    )
     try:
         assert tree.run(test, [same]) == trees.PASSED
         assert tree.run(test, [wrong]) == trees.FAILED
@@ -175,13 +177,3 @@ def test_mutants_made_by_hand_fit_the_source():
         (edit,) = trial.edits
         before = (ROOT / edit.path).read_bytes()
         assert ast.dump(ast.parse(edit.apply(before))) != ast.dump(ast.parse(before)), trial.what
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3000)
-def test_every_mutant_made_by_hand_is_noticed():
-    """A random draw is another one after each change of the source, so it is no gate (docs/testing.md)."""
-    by_hand = str(ROOT / "tests/mutants/by_hand.txt")
-    command = [sys.executable, str(ROOT / "tests/mutate.py"), "--near", "--apply", by_hand]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and "SURVIVED" not in done.stdout, done.stdout + done.stderr
