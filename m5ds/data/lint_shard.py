@@ -152,8 +152,10 @@ def _member_faults(row: dict[str, Any], in_tar: dict[str, tuple[int, int]]) -> I
 
 
 def _hash_faults(row: dict[str, Any], tar: IO[bytes]) -> Iterator[str]:
-    """The hashes by which byte-equal media are found must be those of the members."""
+    """The hashes by which byte-equal media are found must be those of the media; records are checked by their text."""
     for member, content in zip(row["members"], row[MEMBER_HASHES] or (), strict=False):
+        if member["name"] == f"{row['key']}.json":
+            continue
         tar.seek(member["offset"])
         if content_hash(tar.read(member["size"])) != content:
             yield f"index column {MEMBER_HASHES} is not the hash of {member['name']}"
