@@ -80,15 +80,15 @@ downstream: install
 # The kernels' CPU paths against torch's own, and what packing saves; on a GPU the Triton kernels.
 bench: install
 	python kernels/benchmarks/run.py
-	python tools/bench_packing.py
+	python tools/bench/packing.py
 
 # Registers, spills, shared memory and MMA class of every kernel, without a driver.
 aot: install
-	python kernels/aot.py --targets sm_80,sm_90,sm_100
+	python kernels/verify/aot.py --targets sm_80,sm_90,sm_100
 
 # One CUDA GPU, within nine minutes; needs no network, no DALI and no installation (CHECK="--bundle FOLDER --all ...").
 gpu-check:
-	$(if $(wildcard $(STAMP)),python,$(PYTHON)) tools/gpu_check.py $(CHECK)
+	$(if $(wildcard $(STAMP)),python,$(PYTHON)) tools/gpu/gpu_check.py $(CHECK)
 
 # Kernels, model and training with other versions than the pins, in a virtual environment of their own. It downloads
 # gigabytes: PyPI's torch brings CUDA along. For instance make test-versions PYTHON=python3.13 VERSIONS=constraints.txt

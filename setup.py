@@ -55,21 +55,20 @@ DEVELOPMENT = [
     "imageio-ffmpeg>=0.8",
 ]
 
+
+def rooms(top: str) -> list[str]:
+    """Packages below a top-level folder: `""` for itself, `.data.shards` for a room in a room."""
+    folders = sorted(path.parent.relative_to(HERE / top) for path in (HERE / top).rglob("__init__.py"))
+    return ["".join(f".{part}" for part in folder.parts) for folder in folders]
+
+
 setup(
     name="m5ds",
     version="0.1.0",
     description="Pretraining of five-modality product models with DeepSpeed ZeRO-3, DALI and Triton",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=[
-        "m5ds",
-        "m5ds.data",
-        "m5ds.model",
-        "m5ds.train",
-        "m5ds.downstream",
-        "m5ds.kernels",
-        *(f"m5ds.kernels.{path.parent.name}" for path in sorted((HERE / "kernels").glob("*/__init__.py"))),
-    ],
+    packages=[f"m5ds{room}" for room in rooms("m5ds")] + [f"m5ds.kernels{room}" for room in rooms("kernels")],
     package_dir={"m5ds": "m5ds", "m5ds.kernels": "kernels"},
     install_requires=CORE,
     extras_require={

@@ -74,7 +74,7 @@ class ModalityConfig:
     embedder: str
     """A name registered in m5ds.model.embeddings."""
     head: str
-    """A name registered in m5ds.model.heads."""
+    """A name registered in m5ds.model.objectives.masked_heads."""
     cls: Literal["learned", "token", "last", "mean", "none"] = "learned"
     """How a segment is summarised: an added learned row ahead of it, its first row, its last row (what a causal
     modality needs), the mean of its rows, or not at all."""

@@ -14,14 +14,14 @@ from PIL import Image
 from pydantic import Field, TypeAdapter, ValidationError
 
 from m5ds import modality
+from m5ds.batch import Batch
 from m5ds.config import ModelConfig
-from m5ds.data.batch import Batch
-from m5ds.data.decode import Decoder
-from m5ds.data.micro_batch import MicroBatchMaker
-from m5ds.data.reader import Media, RawProduct
+from m5ds.data.batches.micro_batch import MicroBatchMaker
+from m5ds.data.decode.decoder import Decoder
+from m5ds.data.shards.reader import Media, RawProduct
 from m5ds.data.tokenizer import Tokenizer, load_tokenizer
 from m5ds.inputs import InputSpec
-from m5ds.kernels import philox
+from m5ds.kernels.common import philox
 from m5ds.model.remote_code import AUTO_MAP, write_remote_code
 
 CONFIG_FILE = "processor_config.json"

@@ -1,6 +1,6 @@
 """Do the fast tests notice a wrong m5ds? Break it at random and see.
 
-    python tests/mutate.py --seed 0 --count 60 [--module m5ds/data/order.py] [--jobs 2]
+    python tests/mutate.py --seed 0 --count 60 [--module m5ds/data/batches/order.py] [--jobs 2]
     python tests/mutate.py --apply FILE
 
 Each mutant is one semantic change in m5ds/ (an operator, comparison, condition, constant, argument, index or dropped

@@ -49,12 +49,6 @@ def test_dependencies_point_one_way(package, forbidden):
     assert not found
 
 
-def test_test_files_have_unique_names():
-    """pytest without test packages imports test files by their bare names."""
-    names = [path.name for path in CODE if path.name.startswith("test_")]
-    assert len(names) == len(set(names))
-
-
 def test_every_test_file_is_collected(request):
     """pytest passes over folders named `dist` or `build` unless told otherwise: a whole tier once went missing so."""
     skipped = {pattern for pattern in request.config.getini("norecursedirs")} & {

@@ -79,7 +79,7 @@ def test_a_seed_draws_the_same_mutants_again_and_another_seed_others():
     first, again, other = (command.draw(seed, 30, ["m5ds/data/order"])[0] for seed in (1, 1, 2))
     assert first == again
     assert first != other
-    assert {edit.path for edit in first} == {"m5ds/data/order.py"}
+    assert {edit.path for edit in first} == {"m5ds/data/batches/order.py"}
 
 
 def test_default_arguments_run_with_the_function_and_constants_with_the_import():
@@ -91,7 +91,7 @@ def test_default_arguments_run_with_the_function_and_constants_with_the_import()
 
 
 def record(seconds, lines, failed=()):
-    return {"seconds": seconds, "failed": list(failed), "lines": {"m5ds/data/order.py": lines}}
+    return {"seconds": seconds, "failed": list(failed), "lines": {"m5ds/data/batches/order.py": lines}}
 
 
 def test_tests_that_execute_the_line_are_asked_those_of_the_own_file_first():
@@ -99,28 +99,30 @@ def test_tests_that_execute_the_line_are_asked_those_of_the_own_file_first():
         "tests/train/test_step.py": record(
             {"tests/train/test_step.py::slow": 9.0}, {"tests/train/test_step.py::slow": [7]}
         ),
-        "tests/data/test_order.py": record(
+        "tests/data/batches/test_order.py": record(
             {
-                "tests/data/test_order.py::b": 2.0,
-                "tests/data/test_order.py::a": 1.0,
-                "tests/data/test_order.py::red": 0.1,
+                "tests/data/batches/test_order.py::b": 2.0,
+                "tests/data/batches/test_order.py::a": 1.0,
+                "tests/data/batches/test_order.py::red": 0.1,
             },
-            {name: [7, 8] for name in ("tests/data/test_order.py::a", "tests/data/test_order.py::b")},
-            failed=["tests/data/test_order.py::red"],
+            {name: [7, 8] for name in ("tests/data/batches/test_order.py::a", "tests/data/batches/test_order.py::b")},
+            failed=["tests/data/batches/test_order.py::red"],
         ),
-        "tests/data/test_rows.py": record({"tests/data/test_rows.py::c": 1.0}, {"tests/data/test_rows.py::c": [1, 2]}),
+        "tests/data/batches/test_rows.py": record(
+            {"tests/data/batches/test_rows.py::c": 1.0}, {"tests/data/batches/test_rows.py::c": [1, 2]}
+        ),
     }
-    edit = Edit("m5ds/data/order.py", 7, 0, 1, "", "", (7,))
+    edit = Edit("m5ds/data/batches/order.py", 7, 0, 1, "", "", (7,))
     chosen = selection.select([edit], records)
-    assert chosen.first == ("tests/data/test_order.py::a", "tests/data/test_order.py::b")
+    assert chosen.first == ("tests/data/batches/test_order.py::a", "tests/data/batches/test_order.py::b")
     assert chosen.others == ("tests/train/test_step.py::slow",)
-    at_import = Edit("m5ds/data/order.py", 1, 0, 1, "", "", ())
-    assert "tests/data/test_rows.py::c" in selection.select([at_import], records).others
+    at_import = Edit("m5ds/data/batches/order.py", 1, 0, 1, "", "", ())
+    assert "tests/data/batches/test_rows.py::c" in selection.select([at_import], records).others
 
 
 def test_a_line_that_no_test_executes_is_a_survivor_and_says_so():
     asked = command.Asked([], {})
-    trial = command.Trial.of(Edit("m5ds/data/order.py", 7, 0, 1, "", "", (7,)))
+    trial = command.Trial.of(Edit("m5ds/data/batches/order.py", 7, 0, 1, "", "", (7,)))
     assert asked(trial) == command.Outcome(False, "no fast test executes it")
 
 
@@ -134,10 +136,10 @@ class FakeTree:
 
 @pytest.mark.parametrize(("status", "noticed"), [(0, False), (1, True), (2, True), (-11, True), (None, True)])
 def test_a_failure_a_crash_and_a_hang_are_noticed(status, noticed):
-    name = "tests/data/test_order.py::a"
-    records = {"tests/data/test_order.py": record({name: 1.0}, {name: [7]})}
+    name = "tests/data/batches/test_order.py::a"
+    records = {"tests/data/batches/test_order.py": record({name: 1.0}, {name: [7]})}
     asked = command.Asked([FakeTree([status, 0])], records)
-    trial = command.Trial.of(Edit("m5ds/data/order.py", 7, 0, 1, "", "", (7,)))
+    trial = command.Trial.of(Edit("m5ds/data/batches/order.py", 7, 0, 1, "", "", (7,)))
     assert asked(trial).noticed is noticed
 
 
@@ -148,17 +150,17 @@ def test_a_diff_and_a_table_name_the_same_mutant(tmp_path):
         source = (ROOT / edit.path).read_bytes()
         assert trial.edits[0].apply(source) == edit.apply(source)
     (tmp_path / "table").write_text("# no epochs\nm5ds/data/order.py: EPOCHS = 2 => EPOCHS = 3\n")
-    with pytest.raises(ValueError, match="table:2: m5ds/data/order.py holds 'EPOCHS = 2' not at all"):
+    with pytest.raises(ValueError, match="table:2: m5ds/data/batches/order.py holds 'EPOCHS = 2' not at all"):
         patches.read(tmp_path / "table")
 
 
 @pytest.mark.slow
 def test_a_wrong_order_is_noticed_and_an_equal_one_survives():
     tree = trees.Tree()
-    test = ["tests/data/test_order.py"]
-    wrong = patches.replacement("m5ds/data/order.py", "% ", "* ")
+    test = ["tests/data/batches/test_order.py"]
+    wrong = patches.replacement("m5ds/data/batches/order.py", "% ", "* ")
     same = patches.replacement(
-        "m5ds/data/order.py",
+        "m5ds/data/batches/order.py",
         "Which product comes at which position: a",
         "Words. Which product comes at which position: a",
     )

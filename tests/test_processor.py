@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from m5ds import config, modality
-from m5ds.data.decode import Decoder
-from m5ds.data.micro_batch import MicroBatchMaker
-from m5ds.data.reader import Media, RawProduct
+from m5ds.data.batches.micro_batch import MicroBatchMaker
+from m5ds.data.decode.decoder import Decoder
+from m5ds.data.shards.reader import Media, RawProduct
 from m5ds.data.tokenizer import train_tokenizer
 from m5ds.inputs import FeatureRows, RegionFeatures
-from m5ds.kernels import philox
+from m5ds.kernels.common import philox
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
 from m5ds.processor import M5Processor

@@ -18,11 +18,11 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
 
     from m5ds.downstream import settings as downstream_settings
-    from m5ds.downstream.baseline_jobs import evaluate_baseline
-    from m5ds.downstream.baselines import BASELINES
     from m5ds.downstream.command import summary
-    from m5ds.downstream.jobs import Evaluation, folder_of
-    from m5ds.downstream.results import write_result
+    from m5ds.downstream.measure.results import write_result
+    from m5ds.downstream.tasks.baseline_jobs import evaluate_baseline
+    from m5ds.downstream.tasks.baselines import BASELINES
+    from m5ds.downstream.tasks.jobs import Evaluation, folder_of
 
     settings = downstream_settings.load(find_file(arguments.config), arguments.overrides)
     evaluation = Evaluation(settings, arguments.shards)

@@ -4,10 +4,10 @@ import argparse
 from pathlib import Path
 
 from m5ds.cli import run_tool
-from m5ds.data.catalogue import CatalogueOptions
-from m5ds.data.catalogue_formats import FORMATS
-from m5ds.data.shards import MISSING_MEDIA_FILE, BuildOptions, build_shards
-from m5ds.data.shared_media import PLACEHOLDER_PRODUCTS, find_shared_media
+from m5ds.data.catalogue.formats import FORMATS
+from m5ds.data.catalogue.records import CatalogueOptions
+from m5ds.data.shards.build import MISSING_MEDIA_FILE, BuildOptions, build_shards
+from m5ds.data.shards.shared_media import PLACEHOLDER_PRODUCTS, find_shared_media
 
 
 def parse() -> argparse.Namespace:

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from m5ds.data.decode import Decoder, MediaItem
+from m5ds.data.decode.decoder import Decoder, MediaItem
 from m5ds.inputs import AudioPatches, ImagePatches, VideoTubes
 
 

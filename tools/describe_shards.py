@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from m5ds.cli import run_tool
-from m5ds.data.describe import gather, plots, tables
+from m5ds.data.shards.describe import gather, plots, tables
 
 
 def main() -> None:

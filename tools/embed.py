@@ -11,6 +11,6 @@ from m5ds.train import runtime
 if __name__ == "__main__":
     runtime.prepare_environment()
 
-    from m5ds.downstream.embed_command import main
+    from m5ds.downstream.embed.command import main
 
     sys.exit(main())

@@ -21,8 +21,8 @@ def main() -> None:
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"--out {out}: is not empty; name a new folder")
 
-    from m5ds.downstream.model_card import CARD, model_card
-    from m5ds.downstream.pretrained import export_pretrained, load_pretrained
+    from m5ds.downstream.embed.model_card import CARD, model_card
+    from m5ds.downstream.embed.pretrained import export_pretrained, load_pretrained
 
     pretrained = load_pretrained(arguments.checkpoint)
     export_pretrained(pretrained, out)

@@ -8,13 +8,13 @@ import argparse
 import numpy as np
 
 from m5ds.cli import run_tool
-from m5ds.data.manifest import read_manifest
-from m5ds.data.reader import ShardReader
-from m5ds.data.shared_media import find_shared_media
-from m5ds.downstream.attribute_leaks import find_leaks
-from m5ds.downstream.baselines import read_products
-from m5ds.downstream.categories import LEAF, CategoryLevel, parse_level
-from m5ds.downstream.labels import read_labels, unseen_facts, unseen_line
+from m5ds.data.shards.leaks import find_leaks
+from m5ds.data.shards.manifest import read_manifest
+from m5ds.data.shards.reader import ShardReader
+from m5ds.data.shards.shared_media import find_shared_media
+from m5ds.downstream.measure.categories import LEAF, CategoryLevel, parse_level
+from m5ds.downstream.tasks.baselines import read_products
+from m5ds.downstream.tasks.labels import read_labels, unseen_facts, unseen_line
 
 
 def main() -> None:

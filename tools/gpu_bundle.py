@@ -3,7 +3,7 @@
     python tools/gpu_bundle.py FOLDER [--python 3.12] [--assumed FILE] [--verify-with PYTHON]
 
 Wheels for Linux on x86-64; DeepSpeed's is built here, without its compiled operators. Carry FOLDER and the checkout
-along, then `python3 tools/gpu_check.py --bundle FOLDER`; for anything else unpack the wheels onto PYTHONPATH
+along, then `python3 tools/gpu/gpu_check.py --bundle FOLDER`; for anything else unpack the wheels onto PYTHONPATH
 (`python3 -m pip install --no-index --no-deps --target SITE FOLDER/*.whl`). `--verify-with` imports the training code
 with that interpreter, the bundle and the packages of `--assumed` alone. Exits 2 where the folder outgrows --limit-mib.
 """
@@ -19,11 +19,13 @@ from collections.abc import Callable, Iterable
 from email.parser import HeaderParser
 from pathlib import Path
 
-from gpu_paths import ROOT, link_packages, unpack_wheels
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-sys.path.insert(1, str(ROOT))
+GPU_TOOLS = Path(__file__).resolve().parent / "gpu"
+sys.path[1:1] = [str(GPU_TOOLS), str(GPU_TOOLS.parents[1])]
+
+from gpu_paths import ROOT, link_packages, unpack_wheels  # noqa: E402
 
 from m5ds.cli import run_tool  # noqa: E402
 
@@ -33,8 +35,8 @@ MODULES = (
     "m5ds.train.loop",
     "m5ds.train.engine",
     "m5ds.train.step",
-    "m5ds.data.random_batch",
-    "m5ds.downstream.encoding",
+    "m5ds.data.batches.random_batch",
+    "m5ds.downstream.embed.encoding",
 )
 LIMIT_MIB = 60
 _GLIBC = ("2_28", "2_27", "2_24", "2_17", "2_12", "2_5")
@@ -145,7 +147,7 @@ def verify(folder: Path, python: str, assumed: set[str]) -> None:
     """Import the training code in `python`, which sees the bundle and the assumed packages only. `ValueError`."""
     with tempfile.TemporaryDirectory() as place:
         paths = [str(link_packages(Path(place) / "checkout")), str(unpack_wheels(folder, Path(place) / "bundle"))]
-        command = [python, str(Path(__file__).with_name("gpu_isolation.py")), ",".join(sorted(assumed)), *MODULES]
+        command = [python, str(GPU_TOOLS / "gpu_isolation.py"), ",".join(sorted(assumed)), *MODULES]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "DS_ACCELERATOR": "cpu"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:

@@ -6,9 +6,9 @@ Byte-equal media in several splits are told, and a fault only where the shards w
 import argparse
 
 from m5ds.cli import EXIT_USER_ERROR, run_tool
-from m5ds.data.lint import lint_shards
-from m5ds.data.manifest import CorruptShardError, read_manifest
-from m5ds.data.shared_media import find_shared_media
+from m5ds.data.shards.lint import lint_shards
+from m5ds.data.shards.manifest import CorruptShardError, read_manifest
+from m5ds.data.shards.shared_media import find_shared_media
 
 
 def main() -> int:

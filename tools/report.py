@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from m5ds.cli import run_tool
-from m5ds.downstream.report import build, load_results, write_report
+from m5ds.downstream.report.report import build, load_results, write_report
 
 
 def main() -> None:

@@ -31,10 +31,10 @@ def main() -> None:
         if not sign or not key:
             raise ValueError(f"--attr {text!r} is not of the form KEY=VALUE")
 
-    from m5ds.downstream.embeddings import read_embeddings
-    from m5ds.downstream.pretrained import load_pretrained
-    from m5ds.downstream.query import Query, encode_query
-    from m5ds.downstream.search import build_index, exact_topk, recall_of, search
+    from m5ds.downstream.embed.embeddings import read_embeddings
+    from m5ds.downstream.embed.pretrained import load_pretrained
+    from m5ds.downstream.search.index import build_index, exact_topk, recall_of, search
+    from m5ds.downstream.search.query import Query, encode_query
 
     products = read_embeddings(arguments.embeddings)
     files = {name: path for name in ("image", "video", "audio") if (path := getattr(arguments, name)) is not None}
@@ -62,7 +62,7 @@ def describe(shards: str | None, split: str, wanted: list[str]) -> dict[str, str
     """id -> title and category of the found products, where the shards are given."""
     if shards is None:
         return {}
-    from m5ds.data.reader import ShardReader
+    from m5ds.data.shards.reader import ShardReader
 
     reader = ShardReader(shards, split)
     names, found = set(wanted), {}

@@ -8,8 +8,8 @@ import warnings
 from pathlib import Path
 
 from m5ds.cli import run_tool
-from m5ds.data.manifest import read_manifest
-from m5ds.data.shard_records import iterate_records, sentences
+from m5ds.data.shards.manifest import read_manifest
+from m5ds.data.shards.records import iterate_records, sentences
 from m5ds.data.tokenizer import train_tokenizer
 
 

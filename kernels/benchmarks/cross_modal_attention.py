@@ -11,12 +11,12 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from m5ds.kernels.benchmarks.case import Case, Estimate, Provider, dtype_of
 from m5ds.kernels.benchmarks.roofline import dense_work
+from m5ds.kernels.common.layout import PackedLayout
+from m5ds.kernels.common.tiles import ATTENTION_KERNELS
 from m5ds.kernels.cross_modal_attention import cross_modal_attention
-from m5ds.kernels.cross_modal_attention.costs import attention_cost
+from m5ds.kernels.cross_modal_attention.planning.costs import attention_cost
+from m5ds.kernels.cross_modal_attention.planning.tables import tables_for
 from m5ds.kernels.cross_modal_attention.spec import AttentionSpec
-from m5ds.kernels.cross_modal_attention.tables import tables_for
-from m5ds.kernels.layout import PackedLayout
-from m5ds.kernels.tiles import ATTENTION_KERNELS
 
 LENGTHS = {
     "quickstart": (16, 24, 24, 8, 12),

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, layer_norm
 
-from m5ds.kernels import philox
 from m5ds.kernels.benchmarks.case import Case, Estimate, Provider, Work, dtype_of
 from m5ds.kernels.benchmarks.roofline import both
+from m5ds.kernels.common import philox
+from m5ds.kernels.common.layout import PackedLayout
 from m5ds.kernels.embed_modalities import EmbedInput, MaskSpec, draw_mask, embed_modalities, replace_tokens
-from m5ds.kernels.layout import PackedLayout
 
 LENGTHS = {"quickstart": (16, 24, 24, 8, 12), "paper": (36, 36, 64, 12, 80), "raw": (196, 36, 64, 294, 230)}
 WIDTHS = {"quickstart": 128, "paper": 768, "raw": 768}

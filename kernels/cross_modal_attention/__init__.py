@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from m5ds.kernels.common.dispatch import choose_path
+from m5ds.kernels.common.layout import PackedLayout
 from m5ds.kernels.cross_modal_attention.dropout import Dropout
 from m5ds.kernels.cross_modal_attention.reference import cross_modal_attention_reference
 from m5ds.kernels.cross_modal_attention.spec import AttentionSpec, Matrix
 from m5ds.kernels.cross_modal_attention.torch_path import cross_modal_attention_torch
 from m5ds.kernels.cross_modal_attention.validation import validate
-from m5ds.kernels.dispatch import choose_path
-from m5ds.kernels.layout import PackedLayout
 
 __all__ = ["cross_modal_attention"]
 

@@ -1,9 +1,9 @@
-"""Every configuration in which the attention kernels are launched, for kernels/aot.py."""
+"""Every configuration in which the attention kernels are launched, for kernels/verify/aot.py."""
 
-from m5ds.kernels.configuration import Configuration
+from m5ds.kernels.common.configuration import Configuration
+from m5ds.kernels.common.tiles import ATTENTION_KERNELS, HEAD_DIMS, SIZES, attention_tile, padded_head_dim
 from m5ds.kernels.cross_modal_attention.triton_backward import attention_bwd_dkdv_kernel, attention_bwd_dq_kernel
 from m5ds.kernels.cross_modal_attention.triton_forward import attention_fwd_kernel
-from m5ds.kernels.tiles import ATTENTION_KERNELS, HEAD_DIMS, SIZES, attention_tile, padded_head_dim
 
 DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
 _FUNCTIONS = {"fwd": attention_fwd_kernel, "bwd_dq": attention_bwd_dq_kernel, "bwd_dkdv": attention_bwd_dkdv_kernel}

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from m5ds.kernels.layout import PackedLayout
-from m5ds.kernels.philox import Stream, random_words, threshold
+from m5ds.kernels.common.layout import PackedLayout
+from m5ds.kernels.common.philox import Stream, random_words, threshold
 
 ALIGNMENT = 4
 MAX_OFFSET = 1 << 16

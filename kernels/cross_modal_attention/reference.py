@@ -6,9 +6,9 @@ Shape letters: T packed rows, H heads, D head dim; Q, K rows of one query segmen
 import torch
 from torch import Tensor
 
+from m5ds.kernels.common.layout import PackedLayout
 from m5ds.kernels.cross_modal_attention.dropout import Dropout, keep_mask, segment_offsets
 from m5ds.kernels.cross_modal_attention.spec import AttentionSpec
-from m5ds.kernels.layout import PackedLayout
 
 
 def segment_slice(layout: PackedLayout, product: int, modality: int) -> slice:

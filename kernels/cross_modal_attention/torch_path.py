@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from m5ds.kernels.common.layout import PackedLayout
 from m5ds.kernels.cross_modal_attention.dropout import Dropout, keep_mask
-from m5ds.kernels.cross_modal_attention.plan import Bucket, plan_for
+from m5ds.kernels.cross_modal_attention.planning.plan import Bucket, plan_for
 from m5ds.kernels.cross_modal_attention.spec import AttentionSpec
-from m5ds.kernels.layout import PackedLayout
 
 
 class _Zeros(torch.autograd.Function):

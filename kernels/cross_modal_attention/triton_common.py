@@ -6,9 +6,9 @@ Kernel prefixes: p_ pointer, b_ block of values, o_ offsets, m_ mask, i_ program
 import triton
 import triton.language as tl
 
-from m5ds.kernels.cross_modal_attention.tables import POSITION_BITS
-from m5ds.kernels.philox import Stream
-from m5ds.kernels.philox_triton import interleaved, random_words
+from m5ds.kernels.common.philox import Stream
+from m5ds.kernels.common.philox_triton import interleaved, random_words
+from m5ds.kernels.cross_modal_attention.planning.tables import POSITION_BITS
 
 _SAME_MODALITY = tl.constexpr(1 << POSITION_BITS)
 _STREAM = tl.constexpr(int(Stream.ATTENTION_DROPOUT))

@@ -9,16 +9,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from m5ds.kernels.common.dispatch import interpreting
+from m5ds.kernels.common.layout import PackedLayout
+from m5ds.kernels.common.philox import threshold
+from m5ds.kernels.common.tiles import architecture, attention_tile, padded_head_dim
 from m5ds.kernels.cross_modal_attention.configurations import variant
 from m5ds.kernels.cross_modal_attention.dropout import Dropout
+from m5ds.kernels.cross_modal_attention.planning.tables import Side, Tables, tables_for
 from m5ds.kernels.cross_modal_attention.spec import AttentionSpec
-from m5ds.kernels.cross_modal_attention.tables import Side, Tables, tables_for
 from m5ds.kernels.cross_modal_attention.triton_backward import attention_bwd_dkdv_kernel, attention_bwd_dq_kernel
 from m5ds.kernels.cross_modal_attention.triton_forward import attention_fwd_kernel
-from m5ds.kernels.dispatch import interpreting
-from m5ds.kernels.layout import PackedLayout
-from m5ds.kernels.philox import threshold
-from m5ds.kernels.tiles import architecture, attention_tile, padded_head_dim
 
 LAUNCHED: set[tuple[str, str]] = set()
 """(kernel, variant) of every launch of this process, for tests."""

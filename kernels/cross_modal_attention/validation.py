@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
+from m5ds.kernels.common.layout import PackedLayout
+from m5ds.kernels.common.layout_validation import validate_layout
+from m5ds.kernels.common.tiles import HEAD_DIMS
 from m5ds.kernels.cross_modal_attention.dropout import Dropout
-from m5ds.kernels.layout import PackedLayout
-from m5ds.kernels.layout_validation import validate_layout
-from m5ds.kernels.tiles import HEAD_DIMS
 
 _TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 

@@ -5,12 +5,12 @@ Shape letters: B products, M modalities, N content rows of one modality, T packe
 
 from torch import Tensor
 
-from m5ds.kernels.dispatch import choose_path
+from m5ds.kernels.common.dispatch import choose_path
+from m5ds.kernels.common.layout import PackedLayout
 from m5ds.kernels.embed_modalities.inputs import EmbedInput, check
 from m5ds.kernels.embed_modalities.masking import MaskSpec, draw_mask, replace_tokens
 from m5ds.kernels.embed_modalities.reference import embed_modalities_reference
 from m5ds.kernels.embed_modalities.torch_path import embed_modalities_torch
-from m5ds.kernels.layout import PackedLayout
 
 __all__ = ["EmbedInput", "MaskSpec", "draw_mask", "embed_modalities", "replace_tokens"]
 

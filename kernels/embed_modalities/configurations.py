@@ -1,8 +1,8 @@
-"""Every configuration in which the embedding kernels are launched, for kernels/aot.py."""
+"""Every configuration in which the embedding kernels are launched, for kernels/verify/aot.py."""
 
 import torch
 
-from m5ds.kernels.configuration import Configuration
+from m5ds.kernels.common.configuration import Configuration
 from m5ds.kernels.embed_modalities.tiles import BACKWARD_ROWS, FORWARD_ROWS, TABLE_TILE, WIDTHS, tile
 from m5ds.kernels.embed_modalities.triton_backward import embed_bwd_rows_kernel, embed_bwd_table_kernel
 from m5ds.kernels.embed_modalities.triton_forward import embed_fwd_kernel

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from m5ds.kernels.common.layout import PackedLayout
+from m5ds.kernels.common.layout_validation import validate_layout
 from m5ds.kernels.embed_modalities.masking import MaskSpec
-from m5ds.kernels.layout import PackedLayout
-from m5ds.kernels.layout_validation import validate_layout
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,6 +1,6 @@
 """Which rows are masked and what stands in their place: the bits that the reference, the torch path and Triton share.
 
-Shape letters: N content rows of one modality in the batch. Randomness: kernels/philox.py, keyed by the product's hash,
+Shape letters: N content rows of one modality in the batch. Randomness: common/philox.py, keyed by the product's hash,
 its draw, the modality and the masking unit, so that packing, ranks and micro-batches change nothing (DESIGN section 0).
 """
 
@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from m5ds.kernels import philox
+from m5ds.kernels.common import philox
 
 MASK_BELOW = philox.threshold(0.8)
 """Text: a masked token becomes the mask token where its replacement word lies below this (80 %) ..."""

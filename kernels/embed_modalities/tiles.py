@@ -1,4 +1,4 @@
-"""Fixed tile table of the embedding kernels: one for launches and for the ahead-of-time check (kernels/aot.py)."""
+"""Fixed tile table of the embedding kernels: one for launches and for the ahead-of-time check (verify/aot.py)."""
 
 from dataclasses import dataclass
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from m5ds.kernels.common.layout import PackedLayout
 from m5ds.kernels.embed_modalities.inputs import EmbedInput
 from m5ds.kernels.embed_modalities.masking import draw_mask, replace_tokens
-from m5ds.kernels.layout import PackedLayout
 
 
 @dataclass

@@ -6,6 +6,8 @@ Letters and prefixes: triton_common.py.
 import triton
 import triton.language as tl
 
+from m5ds.kernels.common.philox import Stream
+from m5ds.kernels.common.philox_triton import random_words
 from m5ds.kernels.embed_modalities.masking import MASK_BELOW, RANDOM_BELOW
 from m5ds.kernels.embed_modalities.triton_common import (
     MASK_KEY_OR_VALUE,
@@ -14,8 +16,6 @@ from m5ds.kernels.embed_modalities.triton_common import (
     locate,
     sum_of_embeddings,
 )
-from m5ds.kernels.philox import Stream
-from m5ds.kernels.philox_triton import random_words
 
 _KEY_OR_VALUE = tl.constexpr(MASK_KEY_OR_VALUE)
 _MASK_STREAM = tl.constexpr(int(Stream.MASK))

@@ -13,13 +13,13 @@ import torch
 import triton
 from torch import Tensor
 
+from m5ds.kernels.common.layout import PackedLayout
 from m5ds.kernels.embed_modalities.configurations import DTYPES, variant
 from m5ds.kernels.embed_modalities.inputs import EmbedInput
 from m5ds.kernels.embed_modalities.slots import Floats, Indices, Slab, flatten, read_slabs, slab_of
 from m5ds.kernels.embed_modalities.tiles import BACKWARD_ROWS, FORWARD_ROWS, TABLE_TILE, tile
 from m5ds.kernels.embed_modalities.triton_backward import NUM_VECTORS, embed_bwd_rows_kernel, embed_bwd_table_kernel
 from m5ds.kernels.embed_modalities.triton_forward import embed_fwd_kernel
-from m5ds.kernels.layout import PackedLayout
 
 LAUNCHED: set[tuple[str, str]] = set()
 """(kernel, variant) of every launch of this process, for tests."""

@@ -6,10 +6,10 @@ Shape letters: N consecutive packed rows, D width, T all packed rows.
 
 from torch import Tensor
 
-from m5ds.kernels.dispatch import choose_path
+from m5ds.kernels.common.dispatch import choose_path
+from m5ds.kernels.common.layout import PackedLayout
+from m5ds.kernels.common.layout_validation import validate_layout
 from m5ds.kernels.hidden_dropout.reference import hidden_dropout_reference, keep_mask
-from m5ds.kernels.layout import PackedLayout
-from m5ds.kernels.layout_validation import validate_layout
 
 __all__ = ["hidden_dropout", "keep_mask"]
 

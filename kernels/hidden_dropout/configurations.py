@@ -1,6 +1,6 @@
-"""Every configuration in which the dropout kernel is launched, for kernels/aot.py."""
+"""Every configuration in which the dropout kernel is launched, for kernels/verify/aot.py."""
 
-from m5ds.kernels.configuration import Configuration
+from m5ds.kernels.common.configuration import Configuration
 from m5ds.kernels.hidden_dropout.tiles import CALLS, DTYPES, NUM_WARPS, ROWS
 from m5ds.kernels.hidden_dropout.triton_kernels import hidden_dropout_kernel
 

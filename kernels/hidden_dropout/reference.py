@@ -10,8 +10,8 @@ and dropped iff that word is less than `philox.threshold(p)`. Letters: N rows, D
 import torch
 from torch import Tensor
 
-from m5ds.kernels.layout import PackedLayout
-from m5ds.kernels.philox import Stream, random_words, threshold
+from m5ds.kernels.common.layout import PackedLayout
+from m5ds.kernels.common.philox import Stream, random_words, threshold
 
 WORDS = 4
 _CHUNK_ELEMENTS = 1 << 20

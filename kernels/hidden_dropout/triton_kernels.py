@@ -6,8 +6,8 @@ A program takes ROWS rows and 4 * CALLS features. Prefixes: p_ pointer, b_ block
 import triton
 import triton.language as tl
 
-from m5ds.kernels.philox import Stream
-from m5ds.kernels.philox_triton import interleaved, random_words
+from m5ds.kernels.common.philox import Stream
+from m5ds.kernels.common.philox_triton import interleaved, random_words
 
 _STREAM = tl.constexpr(int(Stream.HIDDEN_DROPOUT))
 

@@ -6,10 +6,10 @@ import torch
 import triton
 from torch import Tensor
 
+from m5ds.kernels.common.layout import PackedLayout
+from m5ds.kernels.common.philox import threshold
 from m5ds.kernels.hidden_dropout.tiles import CALLS, DTYPES, NUM_WARPS, ROWS
 from m5ds.kernels.hidden_dropout.triton_kernels import hidden_dropout_kernel
-from m5ds.kernels.layout import PackedLayout
-from m5ds.kernels.philox import threshold
 
 LAUNCHED: set[str] = set()
 """Dtypes of every launch of this process, for tests."""

@@ -6,7 +6,7 @@ Shape letters: K masked rows, D width, V vocabulary.
 import torch
 from torch import Tensor
 
-from m5ds.kernels.dispatch import choose_path
+from m5ds.kernels.common.dispatch import choose_path
 from m5ds.kernels.masked_cross_entropy.reference import masked_cross_entropy_reference
 from m5ds.kernels.masked_cross_entropy.torch_path import masked_cross_entropy_torch
 

@@ -6,7 +6,7 @@ Shape letters: B local products, C products of the gathered global batch, M moda
 import torch
 from torch import Tensor
 
-from m5ds.kernels.dispatch import choose_path
+from m5ds.kernels.common.dispatch import choose_path
 from m5ds.kernels.presence_contrastive.reference import presence_contrastive_reference
 from m5ds.kernels.presence_contrastive.torch_path import QueryLosses
 

@@ -1,8 +1,8 @@
-"""Every configuration in which the contrastive kernels are launched, for kernels/aot.py."""
+"""Every configuration in which the contrastive kernels are launched, for kernels/verify/aot.py."""
 
 import torch
 
-from m5ds.kernels.configuration import Configuration
+from m5ds.kernels.common.configuration import Configuration
 from m5ds.kernels.presence_contrastive import triton_kernels as kernels
 from m5ds.kernels.presence_contrastive.tiles import KERNELS, WIDTHS, tile
 

@@ -1,11 +1,11 @@
-"""Fixed tile table of the contrastive kernels: one for launches and for the ahead-of-time check (kernels/aot.py).
+"""Fixed tile table of the contrastive kernels: one for launches and for the ahead-of-time check (verify/aot.py).
 
-Shown by kernels/aot.py to run without spills on every architecture (docs/kernels.md).
+Shown by kernels/verify/aot.py to run without spills on every architecture (docs/kernels.md).
 """
 
 from dataclasses import dataclass
 
-from m5ds.kernels.tiles import ARCHITECTURES
+from m5ds.kernels.common.tiles import ARCHITECTURES
 
 KERNELS = ("fwd", "bwd_features", "bwd_keys")
 WIDTHS = {2: (64, 128, 256), 4: (64, 128)}

@@ -11,11 +11,11 @@ import torch
 import triton
 from torch import Tensor
 
-from m5ds.kernels.dispatch import interpreting
+from m5ds.kernels.common.dispatch import interpreting
+from m5ds.kernels.common.tiles import architecture
 from m5ds.kernels.presence_contrastive import triton_kernels as kernels
 from m5ds.kernels.presence_contrastive.configurations import DTYPES, variant
 from m5ds.kernels.presence_contrastive.tiles import column_block, tile
-from m5ds.kernels.tiles import architecture
 
 LAUNCHED: set[tuple[str, str]] = set()
 """(kernel, variant) of every launch of this process, for tests."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from m5ds.config import given_keys
 from m5ds.train import runtime
+from m5ds.train.checkpoints.relaunch import Relaunch, resuming
 from m5ds.train.command import Parser, find_file, guarded
-from m5ds.train.relaunch import Relaunch, resuming
 
 EMBEDDING_TASKS = ("coarse_retrieval", "instance_retrieval", "clustering")
 TASKS = ("classification", "linear_probe", *EMBEDDING_TASKS, "robustness", "all")
@@ -79,8 +79,8 @@ def _run(arguments: argparse.Namespace) -> int:
     relaunch = Relaunch()
     runtime.start_process_group()
 
-    from m5ds.downstream.jobs import Evaluation, stage_of
-    from m5ds.downstream.pretrained import load_pretrained
+    from m5ds.downstream.embed.pretrained import load_pretrained
+    from m5ds.downstream.tasks.jobs import Evaluation, stage_of
 
     pretrained = load_pretrained(arguments.checkpoint, untrained=arguments.untrained)
     evaluation = Evaluation(settings, shards_of(arguments, pretrained))
@@ -105,9 +105,9 @@ def _resuming(arguments: argparse.Namespace, directory: Path) -> list[str]:
 
 
 def _evaluate(task: str, arguments, evaluation, pretrained, stage: str) -> None:
-    from m5ds.downstream.jobs import evaluate_task, folder_of
-    from m5ds.downstream.results import write_result
-    from m5ds.downstream.robustness import evaluate_robustness
+    from m5ds.downstream.measure.results import write_result
+    from m5ds.downstream.tasks.jobs import evaluate_task, folder_of
+    from m5ds.downstream.tasks.robustness import evaluate_robustness
 
     if task == "robustness":
         result = evaluate_robustness(evaluation, pretrained, stage)
@@ -121,9 +121,9 @@ def _evaluate(task: str, arguments, evaluation, pretrained, stage: str) -> None:
 
 def _all(arguments, evaluation, ds, pretrained, relaunch: Relaunch) -> int:
     """Every task of the untrained, pretrained and finetuned model (no probe of the last), robustness and the report."""
-    from m5ds.downstream.jobs import Evaluation, folder_of
-    from m5ds.downstream.pretrained import load_pretrained
-    from m5ds.downstream.report import build, load_results, write_report
+    from m5ds.downstream.embed.pretrained import load_pretrained
+    from m5ds.downstream.report.report import build, load_results, write_report
+    from m5ds.downstream.tasks.jobs import Evaluation, folder_of
     from m5ds.train import distributed
 
     for stage in ("untrained", "pretrain"):
@@ -154,12 +154,12 @@ def _all(arguments, evaluation, ds, pretrained, relaunch: Relaunch) -> int:
 
 def _classification(arguments, evaluation, ds, pretrained, stage: str, relaunch: Relaunch) -> tuple[int, Path]:
     """Finetune and test; the exit code and the run's folder, which also gets the result."""
-    from m5ds.downstream import finetune
-    from m5ds.downstream.jobs import classification_table
-    from m5ds.downstream.pretrained import load_pretrained
-    from m5ds.downstream.results import write_result
+    from m5ds.downstream.embed.pretrained import load_pretrained
+    from m5ds.downstream.measure.results import write_result
+    from m5ds.downstream.tasks import finetune
+    from m5ds.downstream.tasks.jobs import classification_table
     from m5ds.train import distributed
-    from m5ds.train.monitor import Monitor
+    from m5ds.train.report.monitor import Monitor
     from m5ds.train.stopping import StopRequest
 
     if pretrained.head is not None:
@@ -197,8 +197,8 @@ def _classification(arguments, evaluation, ds, pretrained, stage: str, relaunch:
 
 def summary(result, out: Path) -> str:
     """A short table for the terminal."""
-    from m5ds.downstream.categories import LEAF
-    from m5ds.downstream.labels import UNSEEN_NAMES, unseen_line
+    from m5ds.downstream.measure.categories import LEAF
+    from m5ds.downstream.tasks.labels import UNSEEN_NAMES, unseen_line
 
     level = result.settings.get("category_level", LEAF)
     lines = [f"{result.task} ({result.stage}) of {result.source} on split {result.split}, category_level {level}"]

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m5ds.downstream import bootstrap
-from m5ds.downstream.categories import LEAF, CategoryLevel
-from m5ds.downstream.embeddings import EmbeddingSet
-from m5ds.downstream.encoding import Request, encode_split
-from m5ds.downstream.evaluation_data import EvaluationData
-from m5ds.downstream.features import FeatureOptions
-from m5ds.downstream.pretrained import Pretrained, load_pretrained
-from m5ds.downstream.retrieval import RetrievalResult, evaluate_retrieval
+from m5ds.downstream.embed.embeddings import EmbeddingSet
+from m5ds.downstream.embed.encoding import Request, encode_split
+from m5ds.downstream.embed.evaluation_data import EvaluationData
+from m5ds.downstream.embed.features import FeatureOptions
+from m5ds.downstream.embed.pretrained import Pretrained, load_pretrained
+from m5ds.downstream.measure import bootstrap
+from m5ds.downstream.measure.categories import LEAF, CategoryLevel
+from m5ds.downstream.tasks.retrieval import RetrievalResult, evaluate_retrieval
 
 KS = (1, 10)
 CROSS_MODAL = (("image", "text"), ("text", "table"))

@@ -9,8 +9,8 @@ from pydantic.dataclasses import dataclass
 
 from m5ds import config as run_config
 from m5ds.config import DataConfig, Fraction, NotNegative, Positive, TrainConfig
-from m5ds.downstream.embeddings import check_modalities
-from m5ds.downstream.protocols import get_protocol
+from m5ds.downstream.embed.embeddings import check_modalities
+from m5ds.downstream.measure.protocols import get_protocol
 
 _config = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
 
@@ -51,7 +51,7 @@ class ClassificationConfig:
 
 @_config
 class LinearProbeConfig:
-    """Classification on frozen features (m5ds/downstream/linear_probe.py); rare categories as in `classification`."""
+    """Classification on frozen features (tasks/linear_probe.py); rare categories as in `classification`."""
 
     modalities: list[str] | None = None
     """Shown to the model; None: all of its."""
@@ -120,7 +120,7 @@ class ClusteringConfig:
 
 @_config
 class RobustnessConfig:
-    """Coarse retrieval under absence and noise (m5ds/downstream/robustness.py)."""
+    """Coarse retrieval under absence and noise (m5ds/downstream/tasks/robustness.py)."""
 
     policies: list[Literal["drop", "token", "zeros"]] = dataclasses.field(default_factory=list)
     """What stands for an absent modality, side by side; empty: the model's own. `token` needs a model trained so."""
@@ -145,10 +145,10 @@ class DownstreamConfig:
     num_replicates: Positive = 1000
     """Bootstrap replicates of an interval."""
     frequency: Literal["counts", "shares"] = "counts"
-    """Rule for head, medium and tail classes (m5ds/downstream/frequency.py)."""
+    """Rule for head, medium and tail classes (m5ds/downstream/measure/frequency.py)."""
     category_level: Positive | Literal["leaf"] = "leaf"
     """Names of a category's path that tell classes apart in every task with labels; `leaf`: all of them. A shorter path
-    stays whole (m5ds/downstream/categories.py)."""
+    stays whole (m5ds/downstream/measure/categories.py)."""
     test_split: str = "test"
     """Split of the shards that everything is measured on. The classifier trains on `train`; early stopping looks at
     `validation`."""

@@ -10,9 +10,9 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
+from m5ds.batch import Batch, ModalityRows
 from m5ds.config import ModelConfig
-from m5ds.data.batch import Batch, ModalityRows
-from m5ds.kernels.layout import PackedLayout
+from m5ds.kernels.common.layout import PackedLayout
 
 
 class AbsentTokens(nn.Module):

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m5ds.kernels.common.layout import PackedLayout
 from m5ds.kernels.cross_modal_attention import cross_modal_attention
-from m5ds.kernels.layout import PackedLayout
 from m5ds.model.dropout import ATTENTION, FEED_FORWARD, drop_rows
 from m5ds.model.fusion import LayerSpec
 

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from m5ds.kernels.common.layout import PackedLayout
 from m5ds.kernels.hidden_dropout import hidden_dropout
-from m5ds.kernels.layout import PackedLayout
 
 _SITES = 4
 EMBEDDING, ATTENTION, FEED_FORWARD = range(3)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from m5ds import modality
+from m5ds.batch import Batch, ModalityRows
 from m5ds.config import ModalityConfig
-from m5ds.data.batch import Batch, ModalityRows
 from m5ds.inputs import RegionFeatures, TablePairs
+from m5ds.kernels.common.layout import PackedLayout
 from m5ds.kernels.embed_modalities import EmbedInput, embed_modalities
-from m5ds.kernels.layout import PackedLayout
 from m5ds.model.configuration import M5Config
 from m5ds.model.masking import mask_spec, mask_units
 

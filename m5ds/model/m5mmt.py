@@ -14,21 +14,22 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from m5ds import modality
+from m5ds.batch import Batch
 from m5ds.config import check_summaries
-from m5ds.data.batch import Batch
-from m5ds.kernels.layout import PackedLayout
-from m5ds.model import fusion, heads
+from m5ds.kernels.common.layout import PackedLayout
+from m5ds.model import fusion
 from m5ds.model.absent import AbsentTokens, impute_zeros, with_absent_rows
 from m5ds.model.blocks import PackedBlock
 from m5ds.model.configuration import M5Config
-from m5ds.model.contrastive_pool import ContrastivePool
 from m5ds.model.dropout import EMBEDDING, drop_rows
 from m5ds.model.embeddings import Embeddings
-from m5ds.model.harmony import Harmony, HarmonyWeights
 from m5ds.model.initialization import initialize
 from m5ds.model.masking import PRODUCTS
-from m5ds.model.objectives import Contrastive, Gather, gather_locally
-from m5ds.model.pairs import contrastive_pairs, pair_name
+from m5ds.model.objectives import masked_heads as heads
+from m5ds.model.objectives.contrastive import Contrastive, Gather, gather_locally
+from m5ds.model.objectives.harmony import Harmony, HarmonyWeights
+from m5ds.model.objectives.pairs import contrastive_pairs, pair_name
+from m5ds.model.objectives.pool import ContrastivePool
 from m5ds.model.pooling import OPERATIONS, pool
 from m5ds.model.summaries import Projection, RowIndex, scatter_products, summarize
 

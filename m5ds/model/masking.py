@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from m5ds import modality
+from m5ds.batch import Batch, ModalityRows
 from m5ds.config import ModalityConfig
-from m5ds.data.batch import Batch, ModalityRows
-from m5ds.data.rows import time_step
-from m5ds.kernels import philox
+from m5ds.data.batches.rows import time_step
+from m5ds.kernels.common import philox
 from m5ds.kernels.embed_modalities import MaskSpec, draw_mask
 from m5ds.model.configuration import M5Config
-from m5ds.model.pairs import contrastive_pairs, pair_name
+from m5ds.model.objectives.pairs import contrastive_pairs, pair_name
 
 PRODUCTS = "products"
 """The count of products, by which terms are divided that belong to the optimizer step as a whole (harmony's penalty).

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m5ds.kernels.layout import PackedLayout
+from m5ds.kernels.common.layout import PackedLayout
 from m5ds.model.precision import wide
 
 

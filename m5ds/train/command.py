@@ -13,8 +13,8 @@ import m5ds.config as configuration
 from m5ds.cli import EXIT_INTERRUPTED, EXIT_USER_ERROR, one_line
 from m5ds.config import ConfigError, RunConfig
 from m5ds.train import ds_config, runtime
-from m5ds.train import relaunch as relaunching
-from m5ds.train.relaunch import Relaunch
+from m5ds.train.checkpoints import relaunch as relaunching
+from m5ds.train.checkpoints.relaunch import Relaunch
 from m5ds.train.stopping import StopRequest
 
 EXIT_DIVERGED = 3
@@ -108,9 +108,10 @@ def _run(arguments: argparse.Namespace) -> int:
     config, ds, given = read_configuration(arguments)
     runtime.start_process_group()
 
-    from m5ds.train import distributed, summary
+    from m5ds.train import distributed
     from m5ds.train.loop import train
-    from m5ds.train.monitor import Monitor
+    from m5ds.train.report import summary
+    from m5ds.train.report.monitor import Monitor
 
     with stop:
         job, resolved = prepare(arguments, config, ds, given)
@@ -136,7 +137,8 @@ def prepare(
     arguments: argparse.Namespace, config: RunConfig, ds: ds_config.DeepSpeedJson, given: frozenset[str]
 ) -> tuple[Any, dict[str, Any]]:
     """The job, at the step that it goes on from, and DeepSpeed's resolved configuration. Collective."""
-    from m5ds.train import distributed, engine, run_directory, sources, start
+    from m5ds.train import distributed, engine, sources, start
+    from m5ds.train.checkpoints import run_directory
     from m5ds.train.faults import BadMediaBudget
     from m5ds.train.loop import Job
 

@@ -15,8 +15,8 @@ from deepspeed.utils import safe_get_full_fp32_param
 from m5ds.config import RunConfig
 from m5ds.data.tokenizer import Tokenizer
 from m5ds.model.configuration import M5Config
+from m5ds.model.encoders.load import load_initial_weights
 from m5ds.model.m5mmt import M5ForPretraining
-from m5ds.model.pretrained import load_initial_weights
 from m5ds.train import ds_config, schedule
 
 

@@ -10,7 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from m5ds.train import distributed, records, tags
+from m5ds.train import distributed
+from m5ds.train.checkpoints import tags
+from m5ds.train.report import records
 
 MINIMUM_FILES = 1000
 """The budget is taken of at least this many files, so that one damaged file in the first step does not stop a run."""

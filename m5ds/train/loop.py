@@ -9,10 +9,12 @@ import torch
 
 from m5ds.config import RunConfig
 from m5ds.model.m5mmt import M5ForPretraining
-from m5ds.train import checkpoint, distributed, engine, flops, tags
+from m5ds.train import distributed, engine
+from m5ds.train.checkpoints import checkpoint, tags
 from m5ds.train.faults import BadMediaBudget
-from m5ds.train.monitor import Monitor
 from m5ds.train.precision import Precision
+from m5ds.train.report import flops
+from m5ds.train.report.monitor import Monitor
 from m5ds.train.sources import Sources
 from m5ds.train.step import TrainStep, take
 from m5ds.train.stopping import StopRequest

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from m5ds.config import RunConfig
-from m5ds.data.decode import Decoder
-from m5ds.data.loader import Loader
-from m5ds.data.manifest import read_manifest
-from m5ds.data.quickstart import SHARDS, TOKENIZER, prepare_quickstart
-from m5ds.data.reader import ShardReader
-from m5ds.data.shard_records import iterate_records, sentences
+from m5ds.data.batches.loader import Loader
+from m5ds.data.catalogue.quickstart import SHARDS, TOKENIZER, prepare_quickstart
+from m5ds.data.decode.decoder import Decoder
+from m5ds.data.shards.manifest import read_manifest
+from m5ds.data.shards.reader import ShardReader
+from m5ds.data.shards.records import iterate_records, sentences
 from m5ds.data.tokenizer import Tokenizer, check_vocab, load_tokenizer, train_tokenizer
 from m5ds.train import distributed
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from m5ds.config import RunConfig
-from m5ds.train import checkpoint, distributed, ds_config, engine, reshard, run_directory, runtime
+from m5ds.train import distributed, ds_config, engine, runtime
+from m5ds.train.checkpoints import checkpoint, reshard, run_directory
 from m5ds.train.precision import Precision, choose
 from m5ds.train.sources import Sources
 

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from m5ds.batch import Batch
 from m5ds.cli import one_line
-from m5ds.data.batch import Batch
 from m5ds.model.configuration import M5Config
-from m5ds.model.contrastive_pool import ContrastivePool
 from m5ds.model.masking import PRODUCTS, count_targets
-from m5ds.model.pairs import pair_name
-from m5ds.train import distributed, tags
+from m5ds.model.objectives.pairs import pair_name
+from m5ds.model.objectives.pool import ContrastivePool
+from m5ds.train import distributed
+from m5ds.train.checkpoints import tags
 
 if TYPE_CHECKING:
-    from m5ds.data.loader import StepBatches
+    from m5ds.data.batches.loader import StepBatches
 
 MAX_SKIPPED = 100
 """Consecutive steps that fp16's loss scaler may discard before the run counts as diverged."""
@@ -46,7 +47,7 @@ class TrainStep:
         """Steps that fp16's loss scaler discarded in this process, in a row."""
 
     def targets(self, batch: Batch) -> dict[str, int]:
-        """Targets of each loss in a micro-batch. Finetuning counts others (m5ds/downstream/finetune.py)."""
+        """Targets of each loss in a micro-batch. Finetuning counts others (m5ds/downstream/tasks/finetune.py)."""
         return count_targets(batch, self.config, self.seed)
 
     def announce(self, taken: "StepBatches | Exception", stop: int) -> dict[str, float]:

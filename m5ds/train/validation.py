@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 
-from m5ds.data.loader import Loader
-from m5ds.data.media import BadMedia
+from m5ds.data.batches.loader import Loader
+from m5ds.data.decode.media import BadMedia
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
 from m5ds.model.masking import PRODUCTS, count_targets
-from m5ds.model.pairs import pair_name
-from m5ds.train import distributed, retrieval
+from m5ds.model.objectives.pairs import pair_name
+from m5ds.train import distributed
 from m5ds.train.faults import BadMediaBudget
+from m5ds.train.report import retrieval
 from m5ds.train.stopping import StopRequest
 
 Report = dict[str, float]

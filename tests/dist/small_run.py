@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from m5ds.config import DataConfig, TokenizerConfig
-from m5ds.data.quickstart import SHARDS, TOKENIZER, prepare_quickstart
+from m5ds.data.catalogue.quickstart import SHARDS, TOKENIZER, prepare_quickstart
 from m5ds.data.tokenizer import load_tokenizer
 
 MODEL = [

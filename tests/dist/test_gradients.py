@@ -9,12 +9,11 @@ import torch
 from closeness import assert_close
 
 from m5ds import config
-from m5ds.data.random_batch import random_batch
+from m5ds.data.batches.random_batch import random_batch
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
 from m5ds.model.masking import count_targets
 
-sys.path.insert(0, str(Path(__file__).parent))
 import launching  # noqa: E402
 
 pytestmark = pytest.mark.timeout(900)

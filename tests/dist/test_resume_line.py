@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
 import launching  # noqa: E402
 import small_run  # noqa: E402
 

@@ -19,7 +19,7 @@ from m5ds.train import runtime
 runtime.prepare_environment()
 
 from m5ds.train import command  # noqa: E402
-from m5ds.train.monitor import Monitor  # noqa: E402
+from m5ds.train.report.monitor import Monitor  # noqa: E402
 
 
 def stopping_advance(advance, stop_after):

@@ -18,7 +18,7 @@ runtime.start_process_group()
 import deepspeed  # noqa: E402
 from deepspeed.utils import safe_get_full_grad  # noqa: E402
 
-from m5ds.data.random_batch import random_batch  # noqa: E402
+from m5ds.data.batches.random_batch import random_batch  # noqa: E402
 from m5ds.model.configuration import M5Config  # noqa: E402
 from m5ds.model.m5mmt import M5ForPretraining  # noqa: E402
 from m5ds.train import distributed, engine  # noqa: E402

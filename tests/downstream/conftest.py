@@ -4,7 +4,7 @@ import pytest
 from downstream_examples import tiny_run
 
 from m5ds.config import DataConfig, TokenizerConfig
-from m5ds.data.quickstart import SHARDS, TOKENIZER, prepare_quickstart
+from m5ds.data.catalogue.quickstart import SHARDS, TOKENIZER, prepare_quickstart
 from m5ds.data.tokenizer import load_tokenizer
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from m5ds import config
-from m5ds.data.random_batch import random_batch
-from m5ds.downstream.embeddings import EmbeddingInfo, EmbeddingSet
+from m5ds.data.batches.random_batch import random_batch
+from m5ds.downstream.embed.embeddings import EmbeddingInfo, EmbeddingSet
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
 

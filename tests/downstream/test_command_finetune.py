@@ -9,13 +9,17 @@ from types import SimpleNamespace
 import pytest
 
 from m5ds.config import ConfigError
-from m5ds.downstream import command, finetune, jobs, report, results, robustness
-from m5ds.downstream import pretrained as pretraining
-from m5ds.downstream.bootstrap import Interval
-from m5ds.downstream.labels import UNSEEN_NAMES
-from m5ds.downstream.results import Result, Table
+from m5ds.downstream import command
+from m5ds.downstream.embed import pretrained as pretraining
+from m5ds.downstream.measure import results
+from m5ds.downstream.measure.bootstrap import Interval
+from m5ds.downstream.measure.results import Result, Table
+from m5ds.downstream.report import report
 from m5ds.downstream.settings import ClusteringConfig, DownstreamConfig
-from m5ds.train import monitor, runtime, stopping
+from m5ds.downstream.tasks import finetune, jobs, robustness
+from m5ds.downstream.tasks.labels import UNSEEN_NAMES
+from m5ds.train import runtime, stopping
+from m5ds.train.report import monitor
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 from downstream_examples import embedding_set
 
 from m5ds.downstream import pretraining_evaluation
-from m5ds.downstream.pretrained import load_pretrained
+from m5ds.downstream.embed.pretrained import load_pretrained
 from m5ds.downstream.pretraining_evaluation import (
     check_comparable_runs,
     compare,
@@ -18,7 +18,7 @@ from m5ds.downstream.pretraining_evaluation import (
     summary,
     write_report,
 )
-from m5ds.downstream.retrieval import evaluate_retrieval
+from m5ds.downstream.tasks.retrieval import evaluate_retrieval
 
 CATEGORIES = ("Ships / Fighter", "Outfits / Guns", "Ships / Drone")
 

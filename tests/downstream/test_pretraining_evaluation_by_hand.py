@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from downstream_examples import embedding_set
 
-from m5ds.downstream import bootstrap, pretraining_evaluation
+from m5ds.downstream import pretraining_evaluation
+from m5ds.downstream.measure import bootstrap
 from m5ds.downstream.pretraining_evaluation import CROSS_MODAL_METRICS, compare, evaluate_runs, summary, write_report
 
 CATEGORIES = ("a / x", "a / y", "b")

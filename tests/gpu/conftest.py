@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from m5ds.kernels.dispatch import force_path, interpreting
+from m5ds.kernels.common.dispatch import force_path, interpreting
 
 _INTERPRETED = os.environ.get("M5DS_GPU_TESTS_ON") == "cpu" and interpreting()
 

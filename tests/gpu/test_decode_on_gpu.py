@@ -4,7 +4,7 @@ import pytest
 import torch
 from media_samples import IMAGE_KINDS, VIDEO_KINDS, image, item, video
 
-from m5ds.data.decode import Decoder
+from m5ds.data.decode.decoder import Decoder
 from m5ds.inputs import ImagePatches, VideoTubes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from closeness import assert_close
 
+from m5ds.kernels.common.dispatch import last_path
 from m5ds.kernels.cross_modal_attention import cross_modal_attention
-from m5ds.kernels.dispatch import last_path
 from m5ds.kernels.embed_modalities import embed_modalities
 from m5ds.kernels.presence_contrastive import presence_contrastive
 

@@ -4,7 +4,7 @@ import pytest
 from closeness import assert_close
 from model_cases import all_patterns, backward, batch_of, build, run, tiny_spec
 
-from m5ds.kernels.dispatch import force_path, last_path
+from m5ds.kernels.common.dispatch import force_path, last_path
 
 pytestmark = pytest.mark.gpu
 

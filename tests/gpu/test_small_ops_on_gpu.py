@@ -4,9 +4,9 @@ import embed_cases
 import pytest
 import torch
 
-from m5ds.kernels.dispatch import last_path
+from m5ds.kernels.common.dispatch import last_path
+from m5ds.kernels.common.layout import PackedLayout
 from m5ds.kernels.hidden_dropout import hidden_dropout
-from m5ds.kernels.layout import PackedLayout
 from m5ds.kernels.masked_cross_entropy import masked_cross_entropy
 
 pytestmark = pytest.mark.gpu

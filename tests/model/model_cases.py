@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from m5ds import config
+from m5ds.batch import Batch
 from m5ds.config import ModelConfig
-from m5ds.data.batch import Batch
-from m5ds.data.random_batch import random_batch
+from m5ds.data.batches.random_batch import random_batch
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining, M5Output
 from m5ds.model.masking import count_targets

@@ -18,10 +18,11 @@ from model_cases import (
 )
 
 from m5ds import modality
-from m5ds.model import embeddings, heads
+from m5ds.model import embeddings
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
 from m5ds.model.masking import count_targets, draw_masks
+from m5ds.model.objectives import masked_heads as heads
 
 FULL = [[True] * 5] * 6
 

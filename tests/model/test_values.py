@@ -12,8 +12,8 @@ import torch
 from by_hand.forward import forward
 from model_cases import SEED, VOCAB_SIZE, build, tiny_spec
 
-from m5ds.data.random_batch import random_batch
-from m5ds.kernels.philox import EVALUATION_DRAW
+from m5ds.data.batches.random_batch import random_batch
+from m5ds.kernels.common.philox import EVALUATION_DRAW
 from m5ds.model.masking import count_targets
 
 # Values with few binary digits where the model keeps them in float32.

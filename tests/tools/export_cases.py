@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from m5ds.downstream.evaluation_data import EvaluationData
+from m5ds.downstream.embed.evaluation_data import EvaluationData
 
 PRELUDE = """
 import sys

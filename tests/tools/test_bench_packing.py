@@ -1,4 +1,4 @@
-"""tools/bench_packing.py: packed and padded blocks agree, and the rows reach the CSV with the machine's name."""
+"""tools/bench/packing.py: packed and padded blocks agree, and the rows reach the CSV with the machine's name."""
 
 import csv
 import importlib.util
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-TOOL = Path(__file__).parents[2] / "tools" / "bench_packing.py"
+TOOL = Path(__file__).parents[2] / "tools" / "bench" / "packing.py"
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_rows_are_appended_with_what_identifies_the_run(bench, tmp_path, monkeyp
     path = tmp_path / "new" / "packing.csv"
     monkeypatch.setattr(bench, "LENGTHS", {"tiny": (3, 4, 5, 2, 6)})
     arguments = ["--width", "64", "--products", "2", "--repeats", "1", "--lengths", "tiny", "--out", str(path)]
-    monkeypatch.setattr(sys, "argv", ["bench_packing.py", *arguments, "--presence", "100,50"])
+    monkeypatch.setattr(sys, "argv", ["packing.py", *arguments, "--presence", "100,50"])
     for _ in range(2):
         assert bench.main() in (0, 1)
     assert "token_ratio" in capsys.readouterr().out
@@ -38,6 +38,6 @@ def test_rows_are_appended_with_what_identifies_the_run(bench, tmp_path, monkeyp
 
 
 def test_a_width_that_no_head_fits_is_an_error(bench, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["bench_packing.py", "--width", "100"])
+    monkeypatch.setattr(sys, "argv", ["packing.py", "--width", "100"])
     with pytest.raises(ValueError, match="--width must be a multiple of 64"):
         bench.main()

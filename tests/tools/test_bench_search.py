@@ -1,4 +1,4 @@
-"""tools/bench_search.py writes one row an index, and its vectors can be searched."""
+"""tools/bench/search.py writes one row an index, and its vectors can be searched."""
 
 import csv
 import importlib.util
@@ -11,12 +11,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_each_index_is_measured_once(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("bench_search_tool", ROOT / "tools" / "bench_search.py")
+    spec = importlib.util.spec_from_file_location("bench_search_tool", ROOT / "tools" / "bench" / "search.py")
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     out = tmp_path / "search.csv"
     arguments = ["--count", "3000", "--width", "32", "--queries", "20", "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", ["bench_search.py", *arguments])
+    monkeypatch.setattr(sys, "argv", ["search.py", *arguments])
     tool.main()
     rows = list(csv.DictReader(out.open()))
     assert [row["kind"] for row in rows] == ["flat", "ivfpq", "hnsw"]

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from m5ds.data.shards import BuildOptions, build_shards
+from m5ds.data.shards.build import BuildOptions, build_shards
 from m5ds.data.tokenizer import train_tokenizer
-from m5ds.downstream import command, embed_command
+from m5ds.downstream import command
+from m5ds.downstream.embed import command as embed_command
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
 from m5ds.train import runtime
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "downstream"))
 from downstream_examples import tiny_run  # noqa: E402
 
 KINDS = {

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +11,19 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoProcessor, BertTokenizerFast
 
-from m5ds.data.quickstart import SHARDS, TOKENIZER, prepare_quickstart
+from m5ds.data.catalogue.quickstart import SHARDS, TOKENIZER, prepare_quickstart
 from m5ds.data.tokenizer import load_tokenizer
-from m5ds.downstream.encoding import Request, encode_split
-from m5ds.downstream.evaluation_data import EvaluationData
-from m5ds.downstream.features import FeatureOptions
-from m5ds.downstream.model_card import LOADING, model_card
-from m5ds.downstream.pretrained import Pretrained, export_pretrained, fingerprint, load_pretrained
+from m5ds.downstream.embed.encoding import Request, encode_split
+from m5ds.downstream.embed.evaluation_data import EvaluationData
+from m5ds.downstream.embed.features import FeatureOptions
+from m5ds.downstream.embed.model_card import LOADING, model_card
+from m5ds.downstream.embed.pretrained import Pretrained, export_pretrained, fingerprint, load_pretrained
 from m5ds.inputs import FeatureRows, RegionFeatures
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
 from m5ds.processor import M5Processor
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "downstream"))
 from downstream_examples import tiny_run  # noqa: E402
 from export_cases import read_products, run_in_an_empty_folder, write_media  # noqa: E402
 

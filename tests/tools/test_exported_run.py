@@ -1,22 +1,19 @@
 """A run of two ranks under ZeRO-3, exported, and loaded by transformers in a place that holds nothing of ours."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "dist"))
-sys.path.insert(0, str(Path(__file__).parent))
 import launching  # noqa: E402
 import small_run  # noqa: E402
 from export_cases import read_products, run_in_an_empty_folder, write_media  # noqa: E402
 
-from m5ds.downstream.embeddings import read_embeddings  # noqa: E402
-from m5ds.downstream.evaluation_data import EvaluationData  # noqa: E402
-from m5ds.downstream.pretrained import load_pretrained  # noqa: E402
+from m5ds.downstream.embed.embeddings import read_embeddings  # noqa: E402
+from m5ds.downstream.embed.evaluation_data import EvaluationData  # noqa: E402
+from m5ds.downstream.embed.pretrained import load_pretrained  # noqa: E402
 
 TOOLS = ROOT / "tools"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

@@ -3,19 +3,17 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from m5ds.downstream.embeddings import read_embeddings
-from m5ds.downstream.pretrained import load_pretrained
-from m5ds.downstream.results import read_result
+from m5ds.downstream.embed.embeddings import read_embeddings
+from m5ds.downstream.embed.pretrained import load_pretrained
+from m5ds.downstream.measure.results import read_result
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "dist"))
 import launching  # noqa: E402
 import small_run  # noqa: E402
 

@@ -74,12 +74,12 @@ def test_requirements_are_read_from_a_wheel(tmp_path):
 
 
 def test_isolation_hides_what_is_installed_but_not_granted():
-    program = str(ROOT / "tools/gpu_isolation.py")
+    program = str(ROOT / "tools/gpu/gpu_isolation.py")
     granted = subprocess.run([sys.executable, program, "tqdm", "tqdm"], capture_output=True, text=True, timeout=60)
     assert granted.returncode == 0, granted.stderr
     hidden = subprocess.run([sys.executable, program, "tqdm", "hjson"], capture_output=True, text=True, timeout=60)
     assert "No module named 'hjson'" in hidden.stderr
-    shared = "import sys; sys.path.insert(0, 'tools'); import gpu_isolation as g; "
+    shared = "import sys; sys.path.insert(0, 'tools/gpu'); import gpu_isolation as g; "
     shared += "f = g.Filtered({'nvidia-nvjpeg-cu12'}, []); print('nvidia' in f.hidden, 'nvidia.dali' in f.hidden)"
     done = subprocess.run([sys.executable, "-c", shared], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["False", "True"]

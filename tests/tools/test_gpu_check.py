@@ -1,4 +1,4 @@
-"""tools/gpu_check.py: every step has its limit, one that hangs or fails stops no other, and all of it runs on a CPU."""
+"""gpu_check.py: every step has its limit, one that hangs or fails stops no other, and all of it runs on a CPU."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path.insert(0, str(ROOT / "tools" / "gpu"))
 
 import gpu_check  # noqa: E402
 from gpu_paths import link_packages, unpack_wheels  # noqa: E402
@@ -23,7 +23,7 @@ def python(name: str, code: str, seconds: int = 60, **settings) -> Step:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_gpu_it_is_one_clear_line(tmp_path):
-    command = [sys.executable, "tools/gpu_check.py", "--out", str(tmp_path)]
+    command = [sys.executable, "tools/gpu/gpu_check.py", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: no CUDA device is visible; `--device cpu`")
@@ -78,7 +78,9 @@ def test_tests_that_were_all_skipped_are_no_success(tmp_path):
 def test_the_checkout_is_importable_by_links_alone(tmp_path):
     """`-S`: without anything that is installed."""
     folder = link_packages(tmp_path / "checkout")
-    code = "import m5ds.cli; from importlib.util import find_spec; print(find_spec('m5ds.kernels.philox').origin)"
+    code = (
+        "import m5ds.cli; from importlib.util import find_spec; print(find_spec('m5ds.kernels.common.philox').origin)"
+    )
     environment = {"PYTHONPATH": str(folder)}
     command = [sys.executable, "-S", "-c", code]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
@@ -96,7 +98,7 @@ def test_a_bundle_without_wheels_or_with_two_of_a_package_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_every_step_that_a_cpu_can_run_passes_there(tmp_path):
-    command = [sys.executable, "tools/gpu_check.py", "--device", "cpu", "--out", str(tmp_path)]
+    command = [sys.executable, "tools/gpu/gpu_check.py", "--device", "cpu", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1100)
     assert done.returncode == 0, done.stdout[-3000:] + (tmp_path / "logs.txt").read_text()[-3000:]
     results = [json.loads(line) for line in (tmp_path / "training.jsonl").read_text().splitlines()]

@@ -8,20 +8,19 @@ from pathlib import Path
 import pytest
 
 from m5ds.config import DataConfig, TokenizerConfig
-from m5ds.data.quickstart import SHARDS, TOKENIZER, prepare_quickstart
-from m5ds.data.reader import ShardReader
+from m5ds.data.catalogue.quickstart import SHARDS, TOKENIZER, prepare_quickstart
+from m5ds.data.shards.reader import ShardReader
 from m5ds.data.tokenizer import load_tokenizer
-from m5ds.downstream.embeddings import read_embeddings
-from m5ds.downstream.encoding import write_embeddings
-from m5ds.downstream.evaluation_data import EvaluationData
-from m5ds.downstream.features import FeatureOptions
-from m5ds.downstream.pretrained import load_pretrained
-from m5ds.downstream.query import Query, encode_query
+from m5ds.downstream.embed.embeddings import read_embeddings
+from m5ds.downstream.embed.encoding import write_embeddings
+from m5ds.downstream.embed.evaluation_data import EvaluationData
+from m5ds.downstream.embed.features import FeatureOptions
+from m5ds.downstream.embed.pretrained import load_pretrained
+from m5ds.downstream.search.query import Query, encode_query
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "downstream"))
 from downstream_examples import tiny_run  # noqa: E402
 
 

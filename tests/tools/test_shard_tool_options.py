@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from m5ds.data import shards as shards_module
-from m5ds.data import synthetic_media as media
-from m5ds.data.catalogue import CatalogueOptions
-from m5ds.data.shards import BuildOptions
+from m5ds.data.catalogue import synthetic_media as media
+from m5ds.data.catalogue.records import CatalogueOptions
+from m5ds.data.shards import build as shards_module
+from m5ds.data.shards.build import BuildOptions
 
 TOOLS = Path(__file__).parents[2] / "tools"
 

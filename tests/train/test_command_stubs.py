@@ -11,11 +11,13 @@ from types import SimpleNamespace
 import pytest
 
 import m5ds.train.loop as loop
-import m5ds.train.monitor as monitor_module
+import m5ds.train.report.monitor as monitor_module
 from m5ds import config as configuration
 from m5ds.config import ConfigError
-from m5ds.train import checkpoint, command, engine, run_directory, runtime, sources, start, summary
+from m5ds.train import command, engine, runtime, sources, start
+from m5ds.train.checkpoints import checkpoint, run_directory
 from m5ds.train.distributed import RankError
+from m5ds.train.report import summary
 from m5ds.train.step import Diverged
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,8 +9,9 @@ import torch
 from model_cases import build, tiny_spec
 
 from m5ds.config import TrainConfig
-from m5ds.data.random_batch import random_batch
-from m5ds.train import flops, loop
+from m5ds.data.batches.random_batch import random_batch
+from m5ds.train import loop
+from m5ds.train.report import flops
 
 CPU = torch.device("cpu")
 

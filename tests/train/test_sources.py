@@ -9,8 +9,8 @@ from catalogue_cases import record, write_catalogue
 from ranks_as_threads import RanksAsThreads
 
 from m5ds import config
-from m5ds.data.manifest import CorruptShardError, read_manifest
-from m5ds.data.shards import BuildOptions, build_shards
+from m5ds.data.shards.build import BuildOptions, build_shards
+from m5ds.data.shards.manifest import CorruptShardError, read_manifest
 from m5ds.train import sources
 from m5ds.train.distributed import RankError
 

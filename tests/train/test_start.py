@@ -10,7 +10,8 @@ import torch
 from ranks_as_threads import RanksAsThreads
 
 from m5ds import config
-from m5ds.train import checkpoint, ds_config, engine, reshard, runtime, start, tags
+from m5ds.train import ds_config, engine, runtime, start
+from m5ds.train.checkpoints import checkpoint, reshard, tags
 from m5ds.train.distributed import RankError
 from m5ds.train.precision import Precision
 

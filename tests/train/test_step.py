@@ -9,7 +9,7 @@ import torch
 from closeness import assert_close
 
 from m5ds import config
-from m5ds.data.random_batch import random_batch
+from m5ds.data.batches.random_batch import random_batch
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
 from m5ds.train import distributed

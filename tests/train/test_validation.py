@@ -6,10 +6,11 @@ import pytest
 import torch
 from model_cases import SEED, VOCAB_SIZE, build, run, tiny_spec
 
-from m5ds.data.random_batch import random_batch
-from m5ds.kernels.philox import EVALUATION_DRAW
+from m5ds.data.batches.random_batch import random_batch
+from m5ds.kernels.common.philox import EVALUATION_DRAW
 from m5ds.model.masking import count_targets
-from m5ds.train import distributed, retrieval
+from m5ds.train import distributed
+from m5ds.train.report import retrieval
 from m5ds.train.validation import _losses, _retrieval, validate
 
 PRESENCE = [

@@ -2,7 +2,7 @@
 
 import pytest
 
-from m5ds.kernels.dispatch import interpreting
+from m5ds.kernels.common.dispatch import interpreting
 
 
 def pytest_collection_modifyitems(items):

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from m5ds.kernels import aot
+from m5ds.kernels.common.tiles import ARCHITECTURES, ATTENTION_KERNELS, HEAD_DIMS, SIZES
 from m5ds.kernels.cross_modal_attention.configurations import configurations
-from m5ds.kernels.tiles import ARCHITECTURES, ATTENTION_KERNELS, HEAD_DIMS, SIZES
+from m5ds.kernels.verify import aot
 
 
 def find(arch, kernel, variant):

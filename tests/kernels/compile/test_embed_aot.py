@@ -2,9 +2,9 @@
 
 import pytest
 
-from m5ds.kernels import aot
-from m5ds.kernels.configuration import Configuration
-from m5ds.kernels.tiles import ARCHITECTURES
+from m5ds.kernels.common.configuration import Configuration
+from m5ds.kernels.common.tiles import ARCHITECTURES
+from m5ds.kernels.verify import aot
 
 
 def _find(op: str, arch: str, kernel: str, variant: str) -> Configuration:

@@ -8,7 +8,7 @@ import dataclasses
 
 import pytest
 
-from m5ds.kernels import aot
+from m5ds.kernels.verify import aot
 
 KERNELS = {
     (op, configuration.kernel): configuration

@@ -5,7 +5,7 @@ import importlib
 import pytest
 import torch
 
-from m5ds.kernels.dispatch import interpreting
+from m5ds.kernels.common.dispatch import interpreting
 
 
 def pytest_collection_modifyitems(items):
@@ -30,12 +30,12 @@ def poisoned_memory():
 
 @pytest.fixture(scope="session", autouse=True)
 def every_launch_is_compiled_ahead_of_time():
-    """Whatever any test of this folder launched is among the configurations that kernels/aot.py compiles."""
+    """Whatever any test of this folder launched is among the configurations that kernels/verify/aot.py compiles."""
     yield
     if not interpreting():
         return
-    from m5ds.kernels.aot import ops, shipped
-    from m5ds.kernels.tiles import ARCHITECTURES
+    from m5ds.kernels.common.tiles import ARCHITECTURES
+    from m5ds.kernels.verify.aot import ops, shipped
 
     for op in ops():
         launched = importlib.import_module(f"m5ds.kernels.{op}.triton_path").LAUNCHED
@@ -43,4 +43,4 @@ def every_launch_is_compiled_ahead_of_time():
             # hidden_dropout has one kernel and records variants only
             known = {name for c in shipped(op, arch) for name in ((c.kernel, c.variant), c.variant)}
             missing = launched - known
-            assert not missing, f"{op} launched on {arch} what kernels/aot.py does not compile: {missing}"
+            assert not missing, f"{op} launched on {arch} what kernels/verify/aot.py does not compile: {missing}"

@@ -6,10 +6,11 @@ import pytest
 import torch
 from attention_cases import VISIBILITY, M, make_layout, make_qkv, random_matrix, run_with_gradients
 
-from m5ds.kernels.cross_modal_attention import cross_modal_attention, tables, triton_path
-from m5ds.kernels.cross_modal_attention.costs import attention_cost
+from m5ds.kernels.cross_modal_attention import cross_modal_attention, triton_path
+from m5ds.kernels.cross_modal_attention.planning import tables
+from m5ds.kernels.cross_modal_attention.planning.costs import attention_cost
 from m5ds.kernels.cross_modal_attention.spec import AttentionSpec
-from m5ds.kernels.traffic import count_traffic
+from m5ds.kernels.verify.traffic import count_traffic
 
 KERNELS = {
     "fwd": "attention_fwd_kernel",

@@ -17,12 +17,13 @@ from attention_cases import (
 from closeness import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from m5ds.kernels.cross_modal_attention import cross_modal_attention, tables
+from m5ds.kernels.common.dispatch import last_path
+from m5ds.kernels.common.tiles import ATTENTION_KERNELS
+from m5ds.kernels.cross_modal_attention import cross_modal_attention
+from m5ds.kernels.cross_modal_attention.planning import tables
+from m5ds.kernels.cross_modal_attention.planning.tables import build_tables
 from m5ds.kernels.cross_modal_attention.spec import AttentionSpec
-from m5ds.kernels.cross_modal_attention.tables import build_tables
 from m5ds.kernels.cross_modal_attention.triton_path import LAUNCHED, attention_backward, attention_forward
-from m5ds.kernels.dispatch import last_path
-from m5ds.kernels.tiles import ATTENTION_KERNELS
 
 MATRICES = VISIBILITY | {f"random_{seed}": random_matrix(seed) for seed in range(2)}
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -207,7 +208,7 @@ def test_compiled_function_gives_the_same_gradients():
 
 
 def test_every_launch_is_recorded():
-    """Each process of interpreter tests ends by looking its launches up in kernels/aot.py's list (conftest.py)."""
+    """Each process of interpreter tests ends by looking its launches up in verify/aot.py's list (conftest.py)."""
     check(make_layout([[3, 4, 0, 2, 0]]), VISIBILITY["all"])
     assert {(kernel, "fp32 D=32 short") for kernel in ATTENTION_KERNELS} <= LAUNCHED
 

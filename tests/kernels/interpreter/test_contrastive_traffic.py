@@ -5,7 +5,7 @@ from contrastive_cases import PAIRS_CHAIN, case, gradients
 from embed_cases import all_patterns
 
 from m5ds.kernels.presence_contrastive import presence_contrastive
-from m5ds.kernels.traffic import count_traffic
+from m5ds.kernels.verify.traffic import count_traffic
 
 
 def test_every_contrastive_output_is_written_once() -> None:

@@ -6,7 +6,7 @@ from closeness import assert_close
 from contrastive_cases import PAIRS_ALL, PAIRS_CHAIN, cancelling_case, case, gradients, lonely_case, without_weights
 from embed_cases import all_patterns
 
-from m5ds.kernels.dispatch import last_path
+from m5ds.kernels.common.dispatch import last_path
 from m5ds.kernels.presence_contrastive import presence_contrastive
 from m5ds.kernels.presence_contrastive.configurations import configurations
 from m5ds.kernels.presence_contrastive.triton_path import LAUNCHED, contrastive_backward, contrastive_forward

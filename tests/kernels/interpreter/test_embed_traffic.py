@@ -13,7 +13,7 @@ from torch.nn.functional import embedding, layer_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from m5ds.kernels.embed_modalities import EmbedInput, embed_modalities
-from m5ds.kernels.traffic import count_traffic
+from m5ds.kernels.verify.traffic import count_traffic
 
 _WIDTH, _ROWS, _PRODUCTS = 768, 15, 8
 

@@ -7,12 +7,12 @@ import torch
 from closeness import assert_close
 from embed_cases import KINDS, all_patterns, case, gradients, named
 
-from m5ds.kernels import philox
-from m5ds.kernels.dispatch import force_path, last_path
+from m5ds.kernels.common import philox
+from m5ds.kernels.common.dispatch import force_path, last_path
+from m5ds.kernels.common.layout import PackedLayout
 from m5ds.kernels.embed_modalities import EmbedInput, embed_modalities
 from m5ds.kernels.embed_modalities.configurations import configurations
 from m5ds.kernels.embed_modalities.triton_path import LAUNCHED, embed_backward, embed_forward
-from m5ds.kernels.layout import PackedLayout
 
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 

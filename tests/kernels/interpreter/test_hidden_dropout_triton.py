@@ -4,12 +4,12 @@ import pytest
 import torch
 from embed_cases import all_patterns
 
-from m5ds.kernels.dispatch import last_path
+from m5ds.kernels.common.dispatch import last_path
+from m5ds.kernels.common.layout import PackedLayout
 from m5ds.kernels.hidden_dropout import hidden_dropout
 from m5ds.kernels.hidden_dropout.configurations import configurations
 from m5ds.kernels.hidden_dropout.triton_path import LAUNCHED
-from m5ds.kernels.layout import PackedLayout
-from m5ds.kernels.traffic import count_traffic
+from m5ds.kernels.verify.traffic import count_traffic
 
 
 def layout_of():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from model_cases import batch_of, build, run, tiny_spec
 
-from m5ds.kernels.dispatch import force_path, last_path
+from m5ds.kernels.common.dispatch import force_path, last_path
 
 STEPS = 20
 PRESENT = [

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from m5ds.kernels.philox import Stream, random_words
+from m5ds.kernels.common.philox import Stream, random_words
 
 State = dict[tuple[int, str], Tensor]
 SITES = {"embedding": 0, "attention": 1, "feed_forward": 2}

@@ -1,6 +1,6 @@
 """Content rows of one product, their masks and their embedding: plain torch, product by product, float64.
 
-Nothing here calls m5ds.model: only the batch, the configuration and Philox's words (kernels/philox.py) are shared.
+Nothing here calls m5ds.model: only the batch, the configuration and Philox's words (common/philox.py) are shared.
 n content rows of one segment, D hidden width.
 """
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from m5ds import modality
-from m5ds.kernels.philox import Stream, random_words
+from m5ds.kernels.common.philox import Stream, random_words
 
 
 @dataclass

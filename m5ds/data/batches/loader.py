@@ -1,0 +1,220 @@
+"""Global batches from shards: which products, on which rank and micro-batch, prepared ahead by threads.
+
+Global step k consumes positions [k * G, (k + 1) * G) of the run's order (DESIGN section 3.7). The G products are dealt
+to the slots (rank, micro-batch) so that packed rows are nearly equal. What a product becomes depends on (seed, product,
+draw) only: the global batch is the same whatever the world size, the accumulation or the number of threads.
+"""
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count, islice
+from weakref import WeakSet
+
+from m5ds import inputs, modality
+from m5ds.batch import Batch
+from m5ds.config import DataConfig, ModalityConfig
+from m5ds.data.batches.micro_batch import MicroBatchMaker, Prepared
+from m5ds.data.batches.order import Order, Place, deal
+from m5ds.data.decode.decoder import Decoder
+from m5ds.data.decode.media import BadMedia
+from m5ds.data.shards.reader import ShardReader
+from m5ds.data.tokenizer import Tokenizer
+from m5ds.kernels.common import philox
+
+_CHARACTERS_PER_TOKEN = 2
+"""A guess for estimating lengths before anything is tokenised; it only decides who computes what."""
+
+
+@dataclass(kw_only=True)
+class StepBatches:
+    """What this rank computes in one optimizer step or evaluation step."""
+
+    epoch: int
+    """The epoch of the global batch's first product; a global batch may reach into the next."""
+    position: int
+    """The global batch's first position in the run."""
+    micro_batches: list[Batch]
+    bad_media: list[BadMedia]
+    """Files of this rank's products that could not be decoded."""
+    num_decoded: int
+    """Files of this rank's products that were given to a decoder."""
+    wait_seconds: float
+    """How long the consumer waited for this step."""
+
+
+class Loader:
+    """Batches of one rank. Its whole state is the position that `steps` starts from."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        modalities: Mapping[str, ModalityConfig],
+        reader: ShardReader,
+        tokenizer: Tokenizer,
+        decoder: Decoder,
+        *,
+        seed: int,
+        global_batch_size: int,
+        accumulation: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        training: bool = True,
+    ) -> None:
+        """`modalities`: the model's, in any order; batches keep table order. `training=False` for `evaluation_steps`.
+
+        Raises ValueError where the global batch cannot be dealt equally, or exceeds the split.
+        """
+        assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
+        num_slots = world_size * accumulation
+        if global_batch_size % num_slots:
+            raise ValueError(
+                f"train.global_batch_size {global_batch_size} must be a multiple of world size {world_size} x"
+                f" train.accumulation {accumulation}; change one of them"
+            )
+        if training and reader.num_products < global_batch_size:
+            raise ValueError(
+                f"{reader.directory}: split {reader.split} has {reader.num_products} products, fewer than one"
+                f" train.global_batch_size of {global_batch_size}; lower it or build more shards"
+            )
+        names = modality.in_table_order(tuple(modalities))
+        self._specs = {name: modalities[name].input for name in names}
+        self._reader = reader
+        self._global_batch_size = global_batch_size
+        self._num_slots = num_slots
+        self._own_slots = range(rank * accumulation, (rank + 1) * accumulation)
+        self._training = training
+        self._num_threads = config.num_threads
+        self._prefetch_steps = config.prefetch_steps
+        self._order = Order(reader.shard_sizes, seed, config.chunk_size, config.window_chunks, shuffle=training)
+        self._maker = MicroBatchMaker(
+            self._specs,
+            tokenizer,
+            decoder,
+            seed=seed,
+            training=training,
+            random_crop=config.random_crop,
+            modality_dropout=config.modality_dropout,
+        )
+        self._plans = _Plans(self._plan, capacity=config.prefetch_steps + 2)
+        self._iterators: WeakSet[Generator[StepBatches]] = WeakSet()
+
+    @property
+    def num_products(self) -> int:
+        """Products of the split."""
+        return self._reader.num_products
+
+    @property
+    def num_evaluation_steps(self) -> int:
+        """Global batches that hold the whole split once."""
+        return -(-self.num_products // self._global_batch_size)
+
+    def steps(self, position: int = 0, num_steps: int | None = None) -> Iterator[StepBatches]:
+        """Training steps from a position of the run on, for ever or `num_steps` of them.
+
+        Steps are prepared ahead, in order. An error of a reading thread (CorruptShardError, OSError) is raised here.
+        """
+        assert self._training and position >= 0
+        return self._started(self._generate(position, num_steps))
+
+    def evaluation_steps(self) -> Iterator[StepBatches]:
+        """The whole split once, in the shards' order, every product with EVALUATION_DRAW.
+
+        The last global batch is padded with empty products (id "", nothing present).
+        """
+        assert not self._training
+        return self._started(self._generate(0, self.num_evaluation_steps))
+
+    def close(self) -> None:
+        """Stop every unfinished iterator and join its threads."""
+        for iterator in list(self._iterators):
+            iterator.close()
+
+    def _started(self, iterator: Generator[StepBatches]) -> Generator[StepBatches]:
+        self._iterators.add(iterator)
+        return iterator
+
+    def _generate(self, first: int, num_steps: int | None) -> Generator[StepBatches]:
+        """The steps in order. Leaving it, by whatever way, ends its threads."""
+        size = self._global_batch_size
+        positions = count(first, size) if num_steps is None else iter(range(first, first + num_steps * size, size))
+        with ThreadPoolExecutor(self._num_threads, thread_name_prefix="m5ds-loader") as pool:
+            ahead: deque[tuple[int, list[Future[Prepared]]]] = deque()
+            try:
+                while True:
+                    # The step that is waited for and those prepared ahead of it.
+                    for position in islice(positions, self._prefetch_steps + 1 - len(ahead)):
+                        slots = self._own_slots
+                        ahead.append((position, [pool.submit(self._prepare, position, slot) for slot in slots]))
+                    if not ahead:
+                        return
+                    position, futures = ahead.popleft()
+                    started = time.perf_counter()
+                    prepared = [future.result() for future in futures]
+                    yield self._step(position, prepared, time.perf_counter() - started)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _step(self, position: int, prepared: list[Prepared], wait_seconds: float) -> StepBatches:
+        return StepBatches(
+            epoch=position // self.num_products if self._training else 0,
+            position=position,
+            micro_batches=[item.batch for item in prepared],
+            bad_media=[bad for item in prepared for bad in item.bad_media],
+            num_decoded=sum(item.num_decoded for item in prepared),
+            wait_seconds=wait_seconds,
+        )
+
+    def _plan(self, position: int) -> list[list[Place | None]]:
+        """The products of every slot of the global batch at `position`; None pads an evaluation's last batch."""
+        size = self._global_batch_size
+        num_products = size if self._training else min(size, self.num_products - position)
+        places: list[Place | None] = [*self._order.places(position, num_products)]
+        places += [None] * (size - num_products)
+        slots = deal([self._cost(place) for place in places], self._num_slots)
+        return [[places[index] for index in slot] for slot in slots]
+
+    def _cost(self, place: Place | None) -> int:
+        """Estimated packed rows of a product."""
+        if place is None:
+            return 0
+        index = self._reader.index(place.shard)
+        rows = 0
+        for name, spec in self._specs.items():
+            if name not in index.present[place.index]:
+                continue
+            most = spec.max_rows
+            if isinstance(spec, inputs.TextTokens):
+                most = min(most, 1 + int(index.text_chars[place.index]) // _CHARACTERS_PER_TOKEN)
+            elif isinstance(spec, inputs.TablePairs):
+                most = min(most, 1 + int(index.table_chars[place.index]) // _CHARACTERS_PER_TOKEN)
+            rows += most + 1
+        return rows
+
+    def _prepare(self, position: int, slot: int) -> Prepared:
+        """Read, decode and assemble one micro-batch; runs in a thread."""
+        places = self._plans.get(position)[slot]
+        products = [None if place is None else self._reader.read(place.shard, place.index) for place in places]
+        draws = [philox.EVALUATION_DRAW if place is None or not self._training else place.epoch for place in places]
+        return self._maker.make(products, draws)
+
+
+class _Plans:
+    """Plans of the steps under way, each made once though every micro-batch of a step asks for it."""
+
+    def __init__(self, make: Callable[[int], list[list[Place | None]]], capacity: int) -> None:
+        self._make = make
+        self._capacity = capacity
+        self._lock = threading.Lock()
+        self._made: OrderedDict[int, list[list[Place | None]]] = OrderedDict()
+
+    def get(self, position: int) -> list[list[Place | None]]:
+        with self._lock:
+            if position not in self._made:
+                self._made[position] = self._make(position)
+                while len(self._made) > self._capacity:
+                    self._made.popitem(last=False)
+            return self._made[position]

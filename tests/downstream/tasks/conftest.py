@@ -1,0 +1,5 @@
+"""Fixtures of tests of tasks."""
+
+from finetune_cases import job
+
+__all__ = ["job"]

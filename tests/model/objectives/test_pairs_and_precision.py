@@ -1,0 +1,73 @@
+"""Which modalities are contrasted, and what stays in float32."""
+
+import pytest
+import torch
+from model_cases import tiny_spec
+
+from m5ds.model.objectives.pairs import contrastive_pairs, pair_name
+from m5ds.model.precision import wide
+
+NAMES = ("image", "text", "table", "video", "audio")
+
+
+def pairs_of(tmp_path, *overrides):
+    return contrastive_pairs(tiny_spec(tmp_path, *overrides))
+
+
+def test_the_chain_joins_neighbours_in_table_order(tmp_path):
+    expected = (("image", "text"), ("text", "table"), ("table", "video"), ("video", "audio"))
+    assert pairs_of(tmp_path, "contrastive.pairs=chain") == expected
+
+
+def test_all_is_every_pair_once(tmp_path):
+    found = pairs_of(tmp_path, "contrastive.pairs=all")
+    assert found == tuple((a, b) for i, a in enumerate(NAMES) for b in NAMES[i + 1 :]) and len(found) == 10
+
+
+def test_none_is_no_pair(tmp_path):
+    assert pairs_of(tmp_path, "contrastive.pairs=none") == ()
+
+
+@pytest.mark.parametrize(("kind", "count"), [("chain", 3), ("all", 6)])
+def test_a_modality_without_summary_is_passed_over(tmp_path, kind, count):
+    found = pairs_of(tmp_path, f"contrastive.pairs={kind}", "modalities.table.cls=none")
+    assert len(found) == count and not any("table" in pair for pair in found)
+    assert kind == "all" or ("text", "video") in found
+
+
+def test_named_pairs_keep_their_order_and_are_turned_into_table_order(tmp_path):
+    found = pairs_of(tmp_path, "contrastive.pairs=[[audio, image], [text, table]]")
+    assert found == (("image", "audio"), ("text", "table"))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ("[[image, smell]]", r"names 'smell'; the model has image, text, table, video, audio"),
+        ("[[smell, image]]", r"names 'smell'"),
+        ("[[image, table]]", r"names 'table', which has no summary \(cls: none\)"),
+        ("[[text, text]]", r"has 'text' with itself"),
+        ("[[image, text], [text, image]]", "repeats a pair"),
+    ],
+)
+def test_a_pair_that_cannot_be_contrasted_is_refused(tmp_path, pairs, message):
+    with pytest.raises(ValueError, match=message):
+        pairs_of(tmp_path, f"contrastive.pairs={pairs}", "modalities.table.cls=none")
+
+
+def test_a_pairs_loss_has_a_name():
+    assert pair_name("image", "text") == "itc/image-text"
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_what_is_wide_is_at_least_float32(given, made):
+    value = torch.tensor([1.5, -2.0], dtype=given)
+    assert wide(value).dtype == made and wide(value).tolist() == [1.5, -2.0]
