@@ -59,10 +59,10 @@ def test_what_serves_a_model_imports_without_the_training_extra(declared):
     modules = [
         "processor",
         "model.m5mmt",
-        "downstream.pretrained",
-        "downstream.query",
-        "downstream.search",
-        "data.reader",
+        "downstream.embed.pretrained",
+        "downstream.search.query",
+        "downstream.search.index",
+        "data.shards.reader",
     ]
     code = f"import sys\nsys.modules |= dict.fromkeys({hidden!r})\n"
     code += "\n".join(f"import m5ds.{module}" for module in modules)

@@ -76,7 +76,7 @@ def test_every_place_of_m5ds_gives_another_program():
 
 
 def test_a_seed_draws_the_same_mutants_again_and_another_seed_others():
-    first, again, other = (command.draw(seed, 30, ["m5ds/data/order"])[0] for seed in (1, 1, 2))
+    first, again, other = (command.draw(seed, 30, ["m5ds/data/batches/order"])[0] for seed in (1, 1, 2))
     assert first == again
     assert first != other
     assert {edit.path for edit in first} == {"m5ds/data/batches/order.py"}
@@ -149,7 +149,7 @@ def test_a_diff_and_a_table_name_the_same_mutant(tmp_path):
     for edit, trial in zip(drawn, patches.read(tmp_path / "all.diff"), strict=True):
         source = (ROOT / edit.path).read_bytes()
         assert trial.edits[0].apply(source) == edit.apply(source)
-    (tmp_path / "table").write_text("# no epochs\nm5ds/data/order.py: EPOCHS = 2 => EPOCHS = 3\n")
+    (tmp_path / "table").write_text("# no epochs\nm5ds/data/batches/order.py: EPOCHS = 2 => EPOCHS = 3\n")
     with pytest.raises(ValueError, match="table:2: m5ds/data/batches/order.py holds 'EPOCHS = 2' not at all"):
         patches.read(tmp_path / "table")
 

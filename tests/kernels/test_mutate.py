@@ -42,7 +42,13 @@ def fake_tree(monkeypatch):
 
 
 def test_every_op_with_kernels_is_mutated_and_tested():
-    assert kernels.ops() == ["cross_modal_attention", "embed_modalities", "hidden_dropout", "presence_contrastive"]
+    assert kernels.ops() == [
+        "common",
+        "cross_modal_attention",
+        "embed_modalities",
+        "hidden_dropout",
+        "presence_contrastive",
+    ]
     for op in kernels.ops():
         tests = kernels.tests_of(op)
         assert tests

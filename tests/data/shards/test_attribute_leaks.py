@@ -1,15 +1,9 @@
 """Attributes that give the category away: by value, by the nearest number, and not at all."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 
 from m5ds.data.shards.leaks import find_leaks
 from m5ds.data.shards.reader import RawProduct
-
-TOOL = Path(__file__).resolve().parents[3] / "tools" / "find_leaks.py"
 
 
 def product(label: int, **attributes: str) -> RawProduct:
@@ -65,15 +59,3 @@ def test_labels_absent_is_said_with_the_remedy(train, held_out, side):
     sides = [[product(label, a="1") for label in labels] for labels in (train, held_out)]
     with pytest.raises(ValueError, match=f"no {side} product has a label; build the shards from a catalogue with"):
         find_leaks(*sides)
-
-
-def test_the_tool_prints_a_row_an_attribute(shards, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("find_leaks_tool", TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    monkeypatch.setattr(sys, "argv", ["find_leaks.py", str(shards), "--split", "validation", "--most", "2"])
-    tool.main()
-    lines = capsys.readouterr().out.splitlines()
-    header = next(number for number, line in enumerate(lines) if line.startswith("attribute"))
-    assert lines[header].split() == ["attribute", "by", "products", "of", "all", "accuracy", "of", "seen", "commonest"]
-    assert lines[header - 1].startswith("category_level leaf: ") and len(lines) == header + 3
