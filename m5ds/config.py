@@ -74,7 +74,7 @@ class ModalityConfig:
     embedder: str
     """A name registered in m5ds.model.embeddings."""
     head: str
-    """A name registered in m5ds.model.objectives.masked_heads."""
+    """A name registered in m5ds.model.objectives.heads."""
     cls: Literal["learned", "token", "last", "mean", "none"] = "learned"
     """How a segment is summarised: an added learned row ahead of it, its first row, its last row (what a causal
     modality needs), the mean of its rows, or not at all."""
@@ -109,26 +109,14 @@ class BlockConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class ContrastiveConfig:
-    """InfoNCE between modalities' unimodal summaries (paper Eq. 2)."""
-
-    pairs: Literal["chain", "all", "none"] | list[tuple[str, str]] = "chain"
-    """`chain`: neighbours in table order (M5-MMT, v1); `all`: every pair (SCALE)."""
-    weight: Annotated[float, Field(ge=0)] = 1.0
-    temperature: Annotated[float, Field(gt=0)] = 0.1
-    learn_temperature: bool = True
-    projection_dim: Positive = 256
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
 class HarmonyConfig:
     """How the losses weigh each other (DESIGN 3.4)."""
 
     kind: Literal["none", "learned", "cosine", "paper_literal"] = "none"
     weighs: Literal["losses", "logits", "both"] = "losses"
     """What the weights multiply. `paper_literal` weighs both, whatever is said here."""
-    contrastive: bool = True
-    masked: bool = True
+    objectives: list[str] | None = None
+    """Names in `model.objectives` whose losses are weighed; None: all that are about modalities or their pairs."""
     strength: Annotated[float, Field(gt=0)] = 1.0
     """`learned` only: weight of the entropy term that keeps the weights from collapsing on the easiest loss."""
 
@@ -150,7 +138,13 @@ class ModelConfig:
     blocks: dict[str, BlockConfig] = dataclasses.field(default_factory=dict)
     """Blocks in order, by name. The leading ones of visibility `identity` are the unimodal encoders;
     the contrastive features are read after them, and `absent: token` rows enter there."""
-    contrastive: ContrastiveConfig = ContrastiveConfig()
+    projection_dim: Positive = 256
+    """Width of the unimodal summaries' projections, which contrastive objectives compare."""
+    objectives: dict[str, dict[str, Any] | None] = dataclasses.field(
+        default_factory=lambda: {"masked": {}, "contrastive": {}}
+    )
+    """What is minimised, in order: a name and its section. `kind` says which objective of m5ds/model/objectives it is,
+    the name where `kind` is absent; each file there states the section's keys. null leaves one of a `base` out."""
     harmony: HarmonyConfig = HarmonyConfig()
 
     @property

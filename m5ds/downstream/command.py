@@ -157,20 +157,24 @@ def _classification(arguments, evaluation, ds, pretrained, stage: str, relaunch:
     from m5ds.downstream.embed.pretrained import load_pretrained
     from m5ds.downstream.measure.results import write_result
     from m5ds.downstream.tasks import finetune
+    from m5ds.downstream.tasks.classifier import add_classifier
     from m5ds.downstream.tasks.jobs import classification_table
     from m5ds.train import distributed
+    from m5ds.train.loop import train
     from m5ds.train.report.monitor import Monitor
     from m5ds.train.stopping import StopRequest
 
     if pretrained.head is not None:
         raise ValueError(f"{pretrained.source}: is finetuned already; pass its pretraining run as --checkpoint")
-    model = finetune.build_classifier(evaluation.settings, pretrained, evaluation.classes)
-    start = classification_table(evaluation, dataclasses.replace(pretrained, head=model.head), name="before finetuning")
+    settings, classes = evaluation.settings, evaluation.classes
+    added = add_classifier(pretrained.model, settings.classification, classes.count_C, seed=settings.seed)
+    pretrained.model.eval()
+    start = classification_table(evaluation, dataclasses.replace(pretrained, head=added.head), name="before finetuning")
     with StopRequest() as stop:
-        job = finetune.prepare(evaluation, pretrained, model, ds, arguments.resume)
+        job = finetune.prepare(evaluation, pretrained, ds, arguments.resume)
         with Monitor(job.directory, first_step=job.step, total_steps=job.total_steps) as monitor:
-            monitor.say(finetune.describe(job))
-            stop_signal = finetune.finetune(job, monitor, stop)
+            monitor.say(finetune.describe(job, settings, classes))
+            stop_signal = train(job, monitor, stop)
         job.sources.close()
     if stop_signal:
         if monitor.enabled:

@@ -23,6 +23,8 @@ class M5Config(PretrainedConfig):
     """The model section of the run YAML as plain mappings (`spec` parses it strictly)."""
     block_order: list[str] | None = None
     """Names of the blocks in order: Hugging Face sorts the keys of config.json, and blocks are a sequence."""
+    objective_order: list[str] | None = None
+    """Names of the objectives in order, for the same reason."""
     vocab_size: int = 0
     """Rows of each token table; 0 where no modality is made of tokens."""
     mask_id: int = 0
@@ -53,6 +55,7 @@ class M5Config(PretrainedConfig):
         return cls(
             model=tree,
             block_order=list(spec.blocks),
+            objective_order=list(spec.objectives),
             vocab_size=vocab_size,
             mask_id=mask_id,
             special_ids=list(special_ids or []),
@@ -87,10 +90,11 @@ class M5Config(PretrainedConfig):
         if self.model is None:
             raise ValueError("M5Config.model is missing: build it with M5Config.from_spec(run_config.model, ...)")
         tree = dict(self.model)
-        if self.block_order is not None:
-            if sorted(self.block_order) != sorted(tree.get("blocks", {})):
-                raise ValueError(f"config.json: block_order {self.block_order} and model.blocks name different blocks")
-            tree["blocks"] = {name: tree["blocks"][name] for name in self.block_order}
+        for key, order in (("blocks", self.block_order), ("objectives", self.objective_order)):
+            if order is not None:
+                if sorted(order) != sorted(tree.get(key, {})):
+                    raise ValueError(f"config.json: {key[:-1]}_order {order} and model.{key} name different {key}")
+                tree[key] = {name: tree[key][name] for name in order}
         return _parsed(json.dumps(tree))
 
     @property

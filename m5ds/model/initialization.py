@@ -38,7 +38,8 @@ def initialize(model: nn.Module, seed: int, std: float) -> None:
     """Fill every parameter: norms' weights with 1, biases with 0, the rest with N(0, std) unless its module says
     otherwise.
 
-    A module may define `initial_value(parameter_name) -> float | None` to give one of its own parameters a constant.
+    A module may define `initial_value(parameter_name) -> float | None` to give one of its own parameters a constant,
+    and `initial_name` to stand for its path in the names that key the values of its parameters.
     Tied parameters are visited once, under their first name.
     """
     for name, module, own_name, parameter in _owned(model):
@@ -61,11 +62,19 @@ def normal(shape: torch.Size, seed: int, name: str, std: float) -> Tensor:
 
 def _owned(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
     seen: set[int] = set()
-    for prefix, module in model.named_modules():
+    renamed: dict[str, str] = {}
+    for path, module in model.named_modules():
+        above, _, own = path.rpartition(".")
+        given = getattr(module, "initial_name", None)
+        renamed[path] = _joined(renamed.get(above, ""), own) if given is None else given
         for own_name, parameter in module.named_parameters(recurse=False):
             if id(parameter) not in seen:
                 seen.add(id(parameter))
-                yield (f"{prefix}.{own_name}" if prefix else own_name), module, own_name, parameter
+                yield _joined(renamed[path], own_name), module, own_name, parameter
+
+
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def _constant(module: nn.Module, name: str) -> float | None:

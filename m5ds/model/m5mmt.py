@@ -1,19 +1,17 @@
-"""M5-MMT and every system that is a list of its blocks: embeddings, unimodal encoders, fusion, masked and contrastive
-losses.
+"""M5-MMT and every system that is a list of its blocks: rows are embedded, encoded by modality and fused.
 
-B products, M modalities, N content rows of one modality, T packed rows, D hidden width, R the projection's width, P
-pairs, K masked rows. One forward makes the same sequence of module calls whatever the batch holds (DESIGN 3.6).
+What is minimised is the objectives' concern (m5ds/model/objectives): the model hands them its states and knows none of
+them. B products, M modalities, T packed rows, D hidden width, R the projections' width. One forward makes the same
+sequence of module calls whatever the batch holds (DESIGN 3.6).
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 
-from m5ds import modality
 from m5ds.batch import Batch
 from m5ds.config import check_summaries
 from m5ds.kernels.common.layout import PackedLayout
@@ -23,14 +21,12 @@ from m5ds.model.blocks import PackedBlock
 from m5ds.model.configuration import M5Config
 from m5ds.model.dropout import EMBEDDING, drop_rows
 from m5ds.model.embeddings import Embeddings
+from m5ds.model.hugging_face import M5PreTrainedModel
 from m5ds.model.initialization import initialize
-from m5ds.model.masking import PRODUCTS
-from m5ds.model.objectives import masked_heads as heads
-from m5ds.model.objectives.contrastive import Contrastive, Gather, gather_locally
-from m5ds.model.objectives.harmony import Harmony, HarmonyWeights
-from m5ds.model.objectives.pairs import contrastive_pairs, pair_name
-from m5ds.model.objectives.pool import ContrastivePool
-from m5ds.model.pooling import OPERATIONS, pool
+from m5ds.model.objectives import total
+from m5ds.model.objectives.base import States
+from m5ds.model.objectives.harmony import Harmony
+from m5ds.model.objectives.pool import Pool
 from m5ds.model.summaries import Projection, RowIndex, scatter_products, summarize
 
 
@@ -39,11 +35,13 @@ class M5Output:
     """What a forward returns. Where a product lacks a modality its vectors are zero: all in an empty product."""
 
     losses: dict[str, Tensor] = field(default_factory=dict)
-    """Scalars by task name and `itc/<a>-<b>`, fp32: local sum / global count. Empty without `counts`."""
+    """Scalars by the name of the objective's term, fp32: local sum / global count. Empty without `counts`."""
     loss: Tensor | None = None
     """What to minimise: the losses under their weights and the harmony. None without `counts`."""
+    measures: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """Further local sums of each objective, such as correct answers. Empty without `measure`."""
     unimodal_BMD: Tensor
-    """[B, M, R] fp32: projected summaries before fusion, L2-normalised; zero for a modality that no pair contrasts."""
+    """[B, M, R] fp32: projected summaries before fusion, L2-normalised; zero for a modality that is not projected."""
     fused_BMD: Tensor
     """[B, M, D] in the model's dtype: summaries after fusion, LayerNorm without weights over the last blocks' output.
     """
@@ -57,12 +55,8 @@ class M5Output:
     """All rows after fusion."""
 
 
-class M5ForPretraining(PreTrainedModel):
-    """The model with its pretraining heads and objectives."""
-
-    config_class = M5Config
-    base_model_prefix = ""
-    supports_gradient_checkpointing = False
+class M5ForPretraining(M5PreTrainedModel):
+    """The model with the objectives that its configuration declares."""
 
     def __init__(self, config: M5Config) -> None:
         super().__init__(config)
@@ -71,131 +65,53 @@ class M5ForPretraining(PreTrainedModel):
         names, dim, eps = spec.modality_names, spec.hidden_size, spec.layer_norm_eps
         self.spec, self.names = spec, names
         self.kinds = tuple(spec.modalities[name].cls for name in names)
-        self.tasks = {name: modality.get(name).task for name in names if spec.modalities[name].mask_ratio > 0.0}
-        self.pair_names = contrastive_pairs(spec)
-        pairs = tuple((names.index(first), names.index(second)) for first, second in self.pair_names)
-
         self.embeddings = Embeddings(config)
         layers = fusion.layers(spec)
         self.num_unimodal = fusion.num_unimodal(layers)
         self.last_is_pre_norm = bool(layers) and layers[-1].pre_norm
-        self.blocks = nn.ModuleDict(
-            {
-                layer.name: PackedBlock(
-                    layer, names, dim, eps=eps, dropout=spec.dropout, attention_dropout=spec.attention_dropout
-                )
-                for layer in layers
-            }
-        )
+        rates = {"dropout": spec.dropout, "attention_dropout": spec.attention_dropout}
+        self.blocks = nn.ModuleDict({layer.name: PackedBlock(layer, names, dim, eps=eps, **rates) for layer in layers})
         if spec.absent == "token":
             self.absent = AbsentTokens(len(names), dim)
         self.projections = nn.ModuleDict(
-            {
-                name: Projection(dim, spec.contrastive.projection_dim, eps)
-                for name in names
-                if any(name in pair for pair in self.pair_names)
-            }
+            {name: Projection(dim, spec.projection_dim, eps) for name in total.projected_modalities(config)}
         )
-        self.heads = nn.ModuleDict(
-            {
-                name: heads.build(
-                    heads.HeadContext(
-                        modality=name,
-                        config=spec.modalities[name],
-                        hidden_size=dim,
-                        layer_norm_eps=eps,
-                        token_table=self.embeddings.token_table(name),
-                    )
-                )
-                for name in self.tasks
-            }
-        )
-        if pairs:
-            self.contrastive = Contrastive(spec.contrastive, pairs)
-        self.harmony = Harmony(spec.harmony, len(names), pairs)
+        self.objectives = nn.ModuleDict(total.build(config, self.embeddings.token_table))
+        self.harmonised = total.harmonised(config, self.objectives)
+        self.harmony = Harmony(spec.harmony, len(names), [term for _, term in self.harmonised])
         self._tied_weights_keys = {
-            f"heads.{name}.decoder_weight": f"embeddings.{name}_token"
-            for name, head in self.heads.items()
-            if hasattr(head, "decoder_weight")
+            f"objectives.{name}.{own}": other
+            for name, objective in self.objectives.items()
+            for own, other in objective.tied_weights().items()
         }
         self.post_init()
         initialize(self, config.initializer_seed, spec.initializer_range)
 
-    def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: `initialize` fills every parameter by name, which also works on ZeRO-3's shards."""
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """As `PreTrainedModel.from_pretrained`, but a missing, unexpected or mismatched key is a ValueError."""
-        wants_info = kwargs.pop("output_loading_info", False)
-        kwargs["output_loading_info"] = True
-        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        model, info = loaded
-        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if info.get(problem):
-                where = f"{pretrained_model_name_or_path}: {problem.replace('_', ' ')}"
-                listed = ", ".join(sorted(str(key) for key in info[problem]))
-                raise ValueError(f"{where}: {listed}; the files belong to another model")
-        return (model, info) if wants_info else model
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
-        """Nothing: else a loaded model would save a copy of this file instead of naming the package."""
-
-    @torch.no_grad()
-    def embed(
-        self,
-        batch: Batch,
-        *,
-        states: Literal["fused", "contrastive"] = "fused",
-        operation: Literal["concat", "mean", "sum"] = "mean",
-        normalized: bool = True,
-    ) -> Tensor:
-        """[B, W] fp32: one vector a product, as tools/embed.py writes them; zero where it has no modality.
-
-        `states`: the summaries after fusion, or their projections before it, by which one modality finds another.
-        `operation`: over the present modalities; `concat` keeps all M side by side. The batch is moved to the model's
-        device. ValueError in training mode (dropout would make the vectors random) and for an unknown choice.
+    def count_targets(self, batch: Batch, seed: int, chosen: Sequence[str] | None = None) -> dict[str, int]:
+        """Targets of every loss in this micro-batch, by name, and `products`: what `forward` divides by once it is
+        summed over ranks and accumulation. `chosen` objectives only; None: all.
         """
-        if self.training:
-            raise ValueError("embed: the model is in training mode; call model.eval() first")
-        if states not in ("fused", "contrastive") or operation not in OPERATIONS:
-            raise ValueError(
-                f"embed: states {states!r} and operation {operation!r}; states are fused or contrastive, operations"
-                f" {', '.join(OPERATIONS)}"
-            )
-        if states == "contrastive" and not self.pair_names:
-            raise ValueError("embed: states contrastive need a model with a contrastive loss; use fused")
-        output = self(batch.to(self.device), masked=False)
-        states_BMD = output.fused_BMD if states == "fused" else output.unimodal_BMD
-        return pool(states_BMD, output.present_BM, operation, normalized)
-
-    def no_weight_decay_names(self) -> set[str]:
-        """Parameters that take no weight decay: biases, norms, single vectors ([CLS], mask, ...), logit scale,
-        harmony.
-        """
-        names = set()
-        for name, parameter in self.named_parameters():
-            shape = getattr(parameter, "ds_shape", parameter.shape)
-            if len(shape) <= 1 or name.startswith(("harmony.", "absent.")):
-                names.add(name)
-        return names
+        wanted = self.objectives if chosen is None else chosen
+        return total.count_targets({name: self.objectives[name] for name in wanted}, batch, seed)
 
     def forward(
         self,
         batch: Batch,
         *,
-        counts: dict[str, int] | None = None,
+        counts: Mapping[str, int] | None = None,
         seed: int = 0,
         masked: bool = True,
-        gather: Gather | ContrastivePool | None = None,
+        chosen: Sequence[str] | None = None,
+        pools: Mapping[str, Pool] | None = None,
+        measure: bool = False,
     ) -> M5Output:
         """One micro-batch, its rows on the model's device.
 
-        `counts` (m5ds.model.masking.count_targets, summed over ranks and accumulation): the divisor of every loss; None
-        gives features only. `seed` is the run's. `masked` False: nothing is masked and the masked losses are left out.
-        `gather` collects contrastive features of all ranks (docs/architecture.md), or is the ContrastivePool of a step
-        with accumulation. ValueError for a batch of other modalities.
+        `counts` (`count_targets`, summed over ranks and accumulation): the divisor of every loss; None gives states
+        only. `seed` is the run's. `masked` False: nothing is masked, and objectives that need it are left out.
+        `chosen`: the objectives to evaluate; None: all. `pools`, by objective: how it sees the products of other ranks
+        and micro-batches; None: this batch is all there is. `measure`: what objectives measure besides their losses.
+        ValueError for a batch of other modalities.
         """
         if tuple(batch.modalities) != self.names:
             raise ValueError(
@@ -225,7 +141,16 @@ class M5ForPretraining(PreTrainedModel):
             fused_TD=x_TD,
         )
         if counts is not None:
-            self._add_losses(output, batch, index, masks if masked else None, counts, gather or gather_locally)
+            states = States(
+                unimodal_BMR, fused_BMD, x_TD, layout.present_BM, masks if masked else None, layout, index, batch, seed
+            )
+            wanted = self.objectives if chosen is None else chosen
+            able = [name for name in wanted if masked or not self.objectives[name].masked_input]
+            output.losses, output.loss = total.weighted_total(
+                self.objectives, self.harmony, self.harmonised, states, counts, pools, able
+            )
+            if measure:
+                output.measures = {name: self.objectives[name].measures(states) for name in able}
         return output
 
     def _layout(self, batch: Batch) -> PackedLayout:
@@ -251,11 +176,10 @@ class M5ForPretraining(PreTrainedModel):
 
     def _unimodal(self, x_TD: Tensor, layout: PackedLayout, index: RowIndex, num_products: int) -> Tensor:
         summaries = summarize(x_TD, layout, index, self.kinds)
-        width = self.spec.contrastive.projection_dim
         projected = [
             self.projections[name](summary_nD)
             if name in self.projections
-            else torch.zeros(summary_nD.shape[0], width, device=x_TD.device)
+            else torch.zeros(summary_nD.shape[0], self.spec.projection_dim, device=x_TD.device)
             for name, summary_nD in zip(self.names, summaries, strict=True)
         ]
         return scatter_products(projected, index, num_products)
@@ -267,71 +191,3 @@ class M5ForPretraining(PreTrainedModel):
             shape = (self.spec.hidden_size,)
             summaries = [nn.functional.layer_norm(value, shape, eps=self.spec.layer_norm_eps) for value in summaries]
         return scatter_products(summaries, index, num_products)
-
-    def _add_losses(
-        self,
-        output: M5Output,
-        batch: Batch,
-        index: RowIndex,
-        masks: list[Tensor] | None,
-        counts: dict[str, int],
-        gather: Gather | ContrastivePool,
-    ) -> None:
-        tasks = self.tasks if masks is not None else {}
-        pair_names = [pair_name(first, second) for first, second in self.pair_names]
-        wanted = [*tasks.values(), *pair_names, PRODUCTS]
-        if missing := [name for name in wanted if name not in counts]:
-            raise ValueError(f"counts lacks {', '.join(missing)}; make it with m5ds.model.masking.count_targets")
-        active = [name in tasks and counts[tasks[name]] > 0 for name in self.names]
-        active += [counts[name] > 0 for name in pair_names]
-        weights: HarmonyWeights = self.harmony(output.fused_BMD, output.present_BM, tuple(active))
-        total = torch.zeros((), device=output.unimodal_BMD.device)
-        features_only = isinstance(gather, ContrastivePool) and gather.collecting
-        for m, name in enumerate(self.names):
-            if name not in tasks or features_only:
-                continue
-            assert masks is not None
-            summed = self._masked_loss(m, name, masks[m], output, batch, index, weights)
-            loss = output.losses[tasks[name]] = summed / max(counts[tasks[name]], 1)
-            scale = self.spec.modalities[name].loss_weight
-            total = total + loss * (scale if weights.task_scale_M is None else scale * weights.task_scale_M[m])
-        if pair_names:
-            count_P = torch.tensor([float(max(counts[name], 1)) for name in pair_names], device=total.device)
-            factor_P = torch.full_like(count_P, self.spec.contrastive.weight)
-            if weights.pair_scale_P is not None:
-                factor_P = factor_P * weights.pair_scale_P
-            summed_P = self.contrastive(
-                output.unimodal_BMD,
-                output.present_BM,
-                gather,
-                weights.pair_logit_BP,
-                weights.pair_loss_BP,
-                (factor_P / count_P).detach(),
-            )
-            loss_P = summed_P / count_P
-            output.losses.update(zip(pair_names, loss_P.unbind(), strict=True))
-            total = total + (loss_P * factor_P).sum()
-        if weights.penalty is not None:
-            # Once per optimizer step: every micro-batch bears its products' share.
-            total = total + weights.penalty * (batch.num_products / max(counts[PRODUCTS], 1))
-        output.loss = total
-
-    def _masked_loss(
-        self,
-        m: int,
-        name: str,
-        masked_N: Tensor,
-        output: M5Output,
-        batch: Batch,
-        index: RowIndex,
-        weights: HarmonyWeights,
-    ) -> Tensor:
-        rows = batch.modalities[name]
-        masked_K = masked_N.nonzero()[:, 0]
-        packed_K = index.content_rows(m, rows.length_B).index_select(0, masked_K)
-        product_K = output.layout.row_product_T.index_select(0, packed_K)
-        chosen = [
-            None if weight_BM is None else weight_BM[:, m].index_select(0, product_K)
-            for weight_BM in (weights.task_loss_BM, weights.task_logit_BM)
-        ]
-        return self.heads[name](output.fused_TD.index_select(0, packed_K), rows, masked_K, *chosen)

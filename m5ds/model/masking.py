@@ -1,4 +1,4 @@
-"""Which rows are masked, and how many targets every loss has, before the model runs (DESIGN 3.4).
+"""Which rows are masked, before the model runs (DESIGN 3.4).
 
 The embedding kernel draws the same bits again from (product, draw, modality, unit), so nothing but counts travels
 between ranks. B products, N content rows of one modality.
@@ -14,12 +14,6 @@ from m5ds.data.batches.rows import time_step
 from m5ds.kernels.common import philox
 from m5ds.kernels.embed_modalities import MaskSpec, draw_mask
 from m5ds.model.configuration import M5Config
-from m5ds.model.objectives.pairs import contrastive_pairs, pair_name
-
-PRODUCTS = "products"
-"""The count of products, by which terms are divided that belong to the optimizer step as a whole (harmony's penalty).
-"""
-
 
 _UNITS = {
     "text_tokens": ("token",),
@@ -92,26 +86,3 @@ def draw_masks(batch: Batch, config: M5Config, seed: int, special_ids: list[int]
             mask_spec(name, settings[name], config),
         )
     return masks
-
-
-def count_targets(
-    batch: Batch, config: M5Config, seed: int, *, masks: dict[str, Tensor] | None = None, masked: bool = True
-) -> dict[str, int]:
-    """Targets of every loss in this micro-batch, by loss name, and `products`. Sum over ranks and accumulation, then
-    pass on.
-
-    Masked rows per task (where `masked`), products that have both modalities per `itc/<a>-<b>`. `masks` from
-    `draw_masks` saves drawing them again.
-    """
-    spec = config.spec
-    counts = {PRODUCTS: batch.num_products}
-    if masked:
-        masks = draw_masks(batch, config, seed) if masks is None else masks
-        for name in spec.modality_names:
-            if spec.modalities[name].mask_ratio > 0.0:
-                counts[modality.get(name).task] = int(masks[name].sum()) if name in masks else 0
-    names = spec.modality_names
-    for first, second in contrastive_pairs(spec):
-        both_B = batch.present_BM[:, names.index(first)] & batch.present_BM[:, names.index(second)]
-        counts[pair_name(first, second)] = int(both_B.sum())
-    return counts

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import deepspeed
-import torch
 from deepspeed.utils import safe_get_full_fp32_param
 
 from m5ds.config import RunConfig
@@ -71,10 +70,11 @@ def initialize(model: Any, config: RunConfig, ds: dict[str, Any], total_steps: i
     return engine
 
 
-def temperature(model: M5ForPretraining) -> float | None:
-    """The contrastive temperature from the master copy of the logit scale; None where it is not learned. Collective."""
-    parameter = dict(model.named_parameters()).get("contrastive.logit_scale")
-    if parameter is None:
-        return None
-    value = safe_get_full_fp32_param(parameter)
-    return float(torch.exp(-(parameter if value is None else value).detach().float()).item())
+def logged_parameters(model: M5ForPretraining) -> dict[str, float]:
+    """What objectives show of their parameters (a temperature), from the fp32 master copies. Collective."""
+    values = {}
+    for objective in model.objectives.values():
+        for name, (parameter, convert) in objective.logged_parameters().items():
+            value = safe_get_full_fp32_param(parameter)
+            values[name] = float(convert((parameter if value is None else value).detach().float()).item())
+    return values

@@ -21,7 +21,7 @@ class Plan:
     resolved: dict[str, Any]
     """DeepSpeed's JSON with every value filled in."""
     precision: Precision
-    facts: dict[str, Any]
+    identity: dict[str, Any]
     """What a checkpoint's state says besides the step (checkpoint.check_same_run)."""
 
 
@@ -48,9 +48,9 @@ def plan(
     ds: ds_config.DeepSpeedJson,
     opened: Sources,
     found: checkpoint.Found | None,
-    **more_facts: Any,
+    **more: Any,
 ) -> Plan:
-    """Steps, DeepSpeed's configuration and the checkpoint's facts. Collective.
+    """Steps, DeepSpeed's configuration and what a checkpoint says of the run. Collective.
 
     `ValueError`: `found` is of another run, or the JSON asks for what the devices or the batch do not allow.
     """
@@ -62,7 +62,7 @@ def plan(
     resolved = ds_config.resolve(
         ds, config, world_size=world_size, total_steps=total_steps, cpu=on_cpu, precision=precision.name
     )
-    facts = {
+    identity = {
         "config": config.to_dict(),
         "world_size": world_size,
         "zero_stage": ds.stage,
@@ -70,13 +70,13 @@ def plan(
         "shards": opened.shards,
         "manifest_hash": opened.manifest_hash,
         "code_version": runtime.code_version(),
-        **more_facts,
+        **more,
     }
     if found is not None:
-        changed = checkpoint.check_same_run(found, facts, world_size)
+        changed = checkpoint.check_same_run(found, identity, world_size)
         if distributed.rank() == 0:
             print(f"resuming {found.root / found.tag}" + "".join(f"\n  changed {line}" for line in changed), flush=True)
-    return Plan(total_steps=total_steps, resolved=resolved, precision=precision, facts=facts)
+    return Plan(total_steps=total_steps, resolved=resolved, precision=precision, identity=identity)
 
 
 def start_engine(model: Any, config: RunConfig, planned: Plan, found: checkpoint.Found | None) -> Any:

@@ -7,23 +7,20 @@ all-reduce of the losses, which also tells whether any is not finite; the optimi
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from m5ds.batch import Batch
 from m5ds.cli import one_line
-from m5ds.model.configuration import M5Config
-from m5ds.model.masking import PRODUCTS, count_targets
-from m5ds.model.objectives.pairs import pair_name
-from m5ds.model.objectives.pool import ContrastivePool
+from m5ds.data.batches.loader import StepBatches
+from m5ds.model.m5mmt import M5ForPretraining, M5Output
+from m5ds.model.objectives.pool import Collected, Gathered, Pool
+from m5ds.model.objectives.total import PRODUCTS
 from m5ds.train import distributed
 from m5ds.train.checkpoints import tags
-
-if TYPE_CHECKING:
-    from m5ds.data.batches.loader import StepBatches
 
 MAX_SKIPPED = 100
 """Consecutive steps that fp16's loss scaler may discard before the run counts as diverged."""
@@ -36,56 +33,60 @@ class Diverged(RuntimeError):
 class TrainStep:
     """One optimizer step of one rank."""
 
-    def __init__(self, engine: Any, model: Any, *, seed: int, precision: str, directory: Path) -> None:
-        """`model`: an M5ForPretraining, or what offers its `config`, `names`, `tasks`, `pair_names` and forward."""
-        assert isinstance(model.config, M5Config)
-        self.engine, self.model, self.config, self.seed = engine, model, model.config, seed
+    def __init__(
+        self,
+        engine: Any,
+        model: M5ForPretraining,
+        *,
+        seed: int,
+        precision: str,
+        directory: Path,
+        objectives: Sequence[str] | None = None,
+    ) -> None:
+        """`objectives`: those of the model's to minimise; None: all."""
+        self.engine, self.model, self.seed = engine, model, seed
         self.precision, self.directory = precision, directory
-        pairs = [pair_name(first, second) for first, second in model.pair_names]
-        self.loss_names = [*model.tasks.values(), *pairs]
+        self.chosen = tuple(model.objectives if objectives is None else objectives)
+        self.masked = any(model.objectives[name].masked_input for name in self.chosen)
+        self.loss_names = [term.name for name in self.chosen for term in model.objectives[name].terms]
         self.num_skipped = 0
         """Steps that fp16's loss scaler discarded in this process, in a row."""
 
-    def targets(self, batch: Batch) -> dict[str, int]:
-        """Targets of each loss in a micro-batch. Finetuning counts others (m5ds/downstream/tasks/finetune.py)."""
-        return count_targets(batch, self.config, self.seed)
-
-    def announce(self, taken: "StepBatches | Exception", stop: int) -> dict[str, float]:
-        """Sum over ranks: targets of each loss, tokens, decoded and bad files, `failed` loaders, `stop` requests.
+    def count(self, prepared: StepBatches | Exception, stop: int) -> dict[str, float]:
+        """Sum over ranks: targets of each loss, rows, decoded and bad files, `failed` loaders, `stop` requests.
 
         Raises RankError on every rank when a rank's loader failed.
         """
-        failure = taken if isinstance(taken, Exception) else None
-        batches = [] if isinstance(taken, Exception) else taken.micro_batches
+        failure = prepared if isinstance(prepared, Exception) else None
+        batches = [] if isinstance(prepared, Exception) else prepared.micro_batches
         names = self.model.names
         local = dict.fromkeys([PRODUCTS, *self.loss_names, *(f"tokens/{name}" for name in names)], 0.0)
         for batch in batches:
-            for name, count in self.targets(batch).items():
+            for name, count in self.model.count_targets(batch, self.seed, self.chosen).items():
                 local[name] += count
             for name in names:
                 local[f"tokens/{name}"] += batch.modalities[name].num_rows
-        local["decoded"] = 0 if isinstance(taken, Exception) else taken.num_decoded
-        local["bad"] = 0 if isinstance(taken, Exception) else len(taken.bad_media)
+        local["decoded"] = 0 if isinstance(prepared, Exception) else prepared.num_decoded
+        local["bad"] = 0 if isinstance(prepared, Exception) else len(prepared.bad_media)
         local["failed"] = failure is not None
         local["stop"] = bool(stop)
-        step = distributed.sum_over_ranks(local)
-        if step["failed"]:
+        counts = distributed.sum_over_ranks(local)
+        if counts["failed"]:
             message = None if failure is None else one_line(failure)
             distributed.raise_first(distributed.gather_objects(message))
-        return step
+        return counts
 
-    def __call__(self, batches: list[Batch], announced: dict[str, float]) -> dict[str, float]:
-        """Forward, backward, update. `announced` is what `announce` returned. Returns the losses over all ranks.
+    def __call__(self, batches: list[Batch], step_counts: dict[str, float]) -> dict[str, float]:
+        """Forward, backward, update. `step_counts` is what `count` returned. Returns the losses over all ranks.
 
         Raises Diverged on every rank; the batch's product ids are then in `not_finite.json` of the run's folder.
         """
-        counts = {name: int(announced[name]) for name in (PRODUCTS, *self.loss_names)}
+        counts = {name: int(step_counts[name]) for name in (PRODUCTS, *self.loss_names)}
         world_size = distributed.world_size()
         local = dict.fromkeys([*self.loss_names, "total"], 0.0)
-        pool = self._contrastive_pool(batches, counts)
+        pools = self._pools(batches, counts)
         for number, batch in enumerate(batches, start=1):
-            gather = pool or distributed.feature_gather([batch.num_products] * world_size)
-            output = self.engine(batch, counts=counts, seed=self.seed, gather=gather)
+            output = self._forward(batch, counts, self.chosen, pools)
             # DeepSpeed averages over ranks and accumulation steps; the counts are those of the whole step already.
             self.engine.backward(output.loss * (world_size * len(batches)))
             values = torch.stack([output.losses[name].detach().float() for name in self.loss_names])
@@ -101,18 +102,26 @@ class TrainStep:
         self._check_applied(batches, losses)
         return losses
 
-    def _contrastive_pool(self, batches: list[Batch], counts: dict[str, int]) -> ContrastivePool | None:
-        """Under accumulation: features of the whole step and their gradients, so that the pool is the global batch."""
-        if len(batches) == 1 or not self.model.pair_names:
-            return None
+    def _forward(
+        self, batch: Batch, counts: dict[str, int], chosen: Sequence[str], pools: Mapping[str, Pool]
+    ) -> M5Output:
+        return self.engine(batch, counts=counts, seed=self.seed, masked=self.masked, chosen=chosen, pools=pools)
+
+    def _pools(self, batches: list[Batch], counts: dict[str, int]) -> Mapping[str, Pool]:
+        """How objectives that compare products see the global batch; under accumulation by a first pass over it."""
+        found = {name: self.model.objectives[name].global_loss for name in self.chosen}
+        losses = {name: loss for name, loss in found.items() if loss is not None}
+        if not losses:
+            return {}
         products = sum(batch.num_products for batch in batches)
         gather = distributed.feature_gather([products] * distributed.world_size())
-        pool = ContrastivePool(self.model.contrastive.pairs, gather)
+        if len(batches) == 1:
+            return {name: Gathered(loss, gather) for name, loss in losses.items()}
+        collected = {name: Collected(loss, gather) for name, loss in losses.items()}
         with torch.no_grad():
             for batch in batches:
-                self.engine(batch, counts=counts, seed=self.seed, gather=pool)
-        pool.close()
-        return pool
+                self._forward(batch, counts, tuple(collected), collected)
+        return {name: pool.close() for name, pool in collected.items()}
 
     def _check_applied(self, batches: list[Batch], losses: dict[str, float]) -> None:
         self.num_skipped = 0 if self.engine.was_step_applied() else self.num_skipped + 1
@@ -133,7 +142,7 @@ class TrainStep:
         )
 
 
-def take(steps: "Iterator[StepBatches]") -> "StepBatches | Exception":
+def next_step(steps: Iterator[StepBatches]) -> StepBatches | Exception:
     """The next step's batches, or the user's error that the loader met: the other ranks must hear of it first."""
     try:
         return next(steps)

@@ -12,8 +12,8 @@ from m5ds.batch import Batch
 from m5ds.config import ConfigError
 from m5ds.downstream.embed.embeddings import OPERATIONS, STATES, check_modalities
 from m5ds.downstream.embed.presence import with_modalities
-from m5ds.downstream.tasks.classifier import ClassifierHead
 from m5ds.model.m5mmt import M5ForPretraining
+from m5ds.model.objectives.classification import ClassifierHead
 from m5ds.model.pooling import pool
 
 
@@ -71,7 +71,7 @@ def check_states(model: M5ForPretraining, options: FeatureOptions, head: Classif
     """`ValueError` where the model cannot give the wanted states."""
     if options.states == "dense" and head is None:
         raise ValueError("states dense need a checkpoint of tools/finetune.py classification; use fused")
-    if options.states == "contrastive" and not model.pair_names:
+    if options.states == "contrastive" and not len(model.projections):
         raise ValueError("states contrastive need a model with a contrastive loss; use fused")
 
 
@@ -81,5 +81,5 @@ def vector_width(model: M5ForPretraining, options: FeatureOptions, head: Classif
         assert head is not None
         return head.dense.out_features
     spec = model.spec
-    width = spec.hidden_size if options.states == "fused" else spec.contrastive.projection_dim
+    width = spec.hidden_size if options.states == "fused" else spec.projection_dim
     return width * (len(spec.modality_names) if options.operation == "concat" else 1)

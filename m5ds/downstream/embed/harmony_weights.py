@@ -1,6 +1,6 @@
 """How a model weighs its losses, by modality and pair: what the report draws as a heat map (PAPER.md section 1.1).
 
-Shape letters: N products, M modalities, D width, P pairs.
+Shape letters: N products, M modalities, D width, K weighed terms.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from m5ds.model.m5mmt import M5ForPretraining
-from m5ds.model.objectives.harmony import HarmonyWeights
+from m5ds.model.objectives.base import Term
 
 
 @torch.no_grad()
@@ -20,27 +20,33 @@ def mean_weights(
 ) -> dict[str, Any]:
     """What the model's harmony makes of these products: `kind`, `weighs`, `names` and `weight` [M][M].
 
-    Off the diagonal a contrastive pair's weight (one number, at both places), on it a masked task's: the mean over the
-    products that have the modalities, None where none has them or the model has no such loss. What the configuration
-    leaves unweighed is 1. `kind: none`: the kind alone, since every loss weighs 1.
+    Off the diagonal the weight of a loss between two modalities (one number, at both places), on it of one modality's:
+    the mean over the products that have the modalities, None where none has them or the model has no such loss. What
+    the configuration leaves unweighed is 1. `kind: none`: the kind alone, since every loss weighs 1.
     """
-    config, names, pairs = model.spec.harmony, model.names, model.harmony.pairs
+    config, names = model.spec.harmony, model.names
     if config.kind == "none":
         return {"kind": config.kind}
     device = next(model.parameters()).device
     present = torch.from_numpy(np.ascontiguousarray(present_NM)).to(device)
-    tasks = [name in model.tasks and bool(present[:, m].any()) for m, name in enumerate(names)]
-    shared = [bool((present[:, i] & present[:, j]).any()) for i, j in pairs]
-    found: HarmonyWeights = model.harmony(torch.from_numpy(fused_NMD).to(device), present, (*tasks, *shared))
     weight: list[list[float | None]] = [[None] * len(names) for _ in names]
-    for m, counted in enumerate(tasks):
-        if counted:
-            weight[m][m] = _mean(m, present[:, m], found.task_scale_M, found.task_loss_BM, found.task_logit_BM)
-    for p, ((i, j), counted) in enumerate(zip(pairs, shared, strict=True)):
-        if counted:
-            rows = present[:, i] & present[:, j]
-            value = _mean(p, rows, found.pair_scale_P, found.pair_loss_BP, found.pair_logit_BP)
-            weight[i][j] = weight[j][i] = value
+
+    def having(term: Term) -> Tensor:
+        return present[:, list(term.modalities)].all(dim=1)
+
+    def put(term: Term, value: float) -> None:
+        first, last = term.modalities[0], term.modalities[-1]
+        weight[first][last] = weight[last][first] = value
+
+    for objective in model.objectives.values():
+        for term in objective.terms:
+            if term.modalities and bool(having(term).any()):
+                put(term, 1.0)
+    active = tuple(bool(having(term).any()) for _, term in model.harmonised)
+    found = model.harmony(torch.from_numpy(fused_NMD).to(device), present, active).terms
+    for k, (_, term) in enumerate(model.harmonised):
+        if active[k]:
+            put(term, _mean(k, having(term), found.scale_K, found.loss_BK, found.logit_BK))
     return {"kind": config.kind, "weighs": config.weighs, "names": list(names), "weight": weight}
 
 

@@ -48,11 +48,13 @@ def model_card(pretrained: Pretrained) -> str:
     facts = {
         "modalities": ", ".join(f"{name} ({spec.modalities[name].input.kind})" for name in model.names),
         "parameters": f"{parameters / 1e6:.1f} M, fp32",
-        "width": f"{spec.hidden_size}; {spec.contrastive.projection_dim} for contrastive states",
+        "width": f"{spec.hidden_size}; {spec.projection_dim} for contrastive states",
         "layers": f"{len(model.blocks)}, of which {model.num_unimodal} see one modality alone",
         "absent modalities": spec.absent,
-        "masked objectives": ", ".join(model.tasks.values()) or "none",
-        "contrastive pairs": ", ".join(f"{a}-{b}" for a, b in model.pair_names) or "none",
+        **{
+            f"losses of {name}": ", ".join(term.name for term in objective.terms)
+            for name, objective in model.objectives.items()
+        },
         "harmony": spec.harmony.kind,
         "weights": f"sha256 {pretrained.fingerprint}",
     }

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from m5ds import config
 from m5ds.data.tokenizer import Tokenizer, load_tokenizer
 from m5ds.downstream.tasks import lora
-from m5ds.downstream.tasks.classifier import ClassifierHead
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
+from m5ds.model.objectives.classification import TASK, ClassifierHead
 from m5ds.processor import TOKENIZER_FOLDER, M5Processor
 from m5ds.train import distributed
 from m5ds.train.checkpoints import checkpoint
@@ -136,14 +136,10 @@ def consolidate(root: Path, tag: str) -> dict[str, Tensor]:
 
 
 def split_head(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-    """The encoder's weights, and the head's where these are a finetuned classifier's."""
-    if not any(name.startswith("encoder.") for name in weights):
-        return weights, None
-    parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "head": {}}
-    for name, value in weights.items():
-        part, _, own_name = name.partition(".")
-        parts[part][own_name] = value
-    return parts["encoder"], parts["head"]
+    """The pretrained model's weights, and the head's where these are a finetuned classifier's."""
+    prefix = f"objectives.{TASK}.head."
+    head = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    return {name: value for name, value in weights.items() if not name.startswith(prefix)}, head or None
 
 
 def build_head(weights: dict[str, Tensor]) -> ClassifierHead:

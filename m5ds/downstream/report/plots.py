@@ -188,8 +188,10 @@ def projection(result: Result, categories: Sequence[str]) -> str | None:
 def learning_curve(result: Result) -> str | None:
     """Training loss and validation accuracy of a classifier over steps."""
     records = result.extras.get("learning_curve") or []
-    train = [(r["step"], r["loss/classification"]) for r in records if "loss/classification" in r]
-    accuracy = [(r["step"], r["accuracy"]) for r in records if r.get("kind") == "validation" and "accuracy" in r]
+    train = [
+        (r["step"], r["loss/classification"]) for r in records if "loss/classification" in r and r["kind"] == "train"
+    ]
+    accuracy = [(r["step"], r["classification/accuracy"]) for r in records if "classification/accuracy" in r]
     return _two_scales(train, accuracy, "validation accuracy", 1.0)
 
 

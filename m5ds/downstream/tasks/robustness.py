@@ -141,7 +141,7 @@ def _against_all(
 
 def _states(evaluation: Evaluation, pretrained: Pretrained) -> dict[str, EmbeddingSet]:
     """The modalities' states side by side, fused and where the model has them contrastive; empty but on rank 0."""
-    kinds = ["fused", "contrastive"] if pretrained.model.pair_names else ["fused"]
+    kinds = ["fused", "contrastive"] if len(pretrained.model.projections) else ["fused"]
     requests = [
         Request(
             options=FeatureOptions(modalities=pretrained.model.names, states=kind, operation="concat", normalized=False)

@@ -1,76 +1,136 @@
-"""The contrastive objective over the gathered batch, and the sum of all losses of a forward (DESIGN 3.4).
+"""InfoNCE between modalities' unimodal summaries over the global batch (paper Eq. 2, DESIGN 3.4).
 
-B local products, C products of the gathered batch, M modalities, R the projection's width, P pairs, K loss terms.
+B local products, C products of the global batch, M modalities, R the projection's width, P pairs.
 """
 
 import math
 from collections.abc import Callable
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from m5ds.config import ContrastiveConfig
+from m5ds.batch import Batch
+from m5ds.inputs import STRICT
 from m5ds.kernels.presence_contrastive import presence_contrastive
-from m5ds.model.objectives.pool import ContrastivePool
+from m5ds.kernels.presence_contrastive.gradient_cache import cached_gradients
+from m5ds.model.configuration import M5Config
+from m5ds.model.objectives.base import Objective, ObjectiveContext, States, Term, TermWeights, register
+from m5ds.model.objectives.pairs import Pairs, chosen_pairs, count_pairs, pair_name
+from m5ds.model.objectives.pool import Cached, Gather, Pool, PoolInputs
 from m5ds.model.precision import wide
-
-Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, int]]
-"""(features_BMR, present_BM) -> (all_features_CMR, all_present_CM, row_offset): cross-rank, with gradient to the
-features.
-"""
 
 MAX_LOG_SCALE = math.log(100.0)
 """CLIP's bound: the temperature never falls below 0.01."""
 
 
-def gather_locally(features_BMR: Tensor, present_BM: Tensor) -> tuple[Tensor, Tensor, int]:
-    """The gather of a single rank."""
-    return features_BMR, present_BM, 0
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ContrastiveConfig:
+    """InfoNCE between modalities' unimodal summaries (paper Eq. 2)."""
+
+    pairs: Literal["chain", "all"] | list[tuple[str, str]] = "chain"
+    """`chain`: neighbours in table order (M5-MMT, v1); `all`: every pair (SCALE)."""
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    learn_temperature: bool = True
 
 
-class Contrastive(nn.Module):
-    """InfoNCE over the model's pairs. Owns the logit scale, kept as a logarithm and used in fp32."""
+@register("contrastive")
+class Contrastive(Objective):
+    """InfoNCE over the chosen pairs. Owns the logit scale, kept as a logarithm and used in fp32."""
 
-    def __init__(self, config: ContrastiveConfig, pairs: tuple[tuple[int, int], ...]) -> None:
+    config_class = ContrastiveConfig
+
+    def __init__(self, config: ContrastiveConfig, context: ObjectiveContext) -> None:
         super().__init__()
-        self.pairs = pairs
+        names = context.model.spec.modality_names
+        self.pair_names = chosen_pairs(config.pairs, context.model.spec, context.name)
+        self.pairs: Pairs = tuple((names.index(first), names.index(second)) for first, second in self.pair_names)
+        self.terms = tuple(
+            Term(name=pair_name(*named), modalities=pair, weight=config.weight)
+            for named, pair in zip(self.pair_names, self.pairs, strict=True)
+        )
+        self.global_loss = InfoNCE(self.pairs)
         self.initial_log_scale = math.log(1.0 / config.temperature)
         self.learned = config.learn_temperature
         if self.learned:
             self.logit_scale = nn.Parameter(torch.zeros(1))
 
+    @classmethod
+    def wanted(cls, config: ContrastiveConfig, model: M5Config) -> bool:
+        return bool(chosen_pairs(config.pairs, model.spec, "contrastive"))
+
+    @classmethod
+    def projected(cls, config: ContrastiveConfig, model: M5Config) -> tuple[str, ...]:
+        return tuple(name for pair in chosen_pairs(config.pairs, model.spec, "contrastive") for name in pair)
+
     def initial_value(self, name: str) -> float | None:
         """log(1 / temperature) for the logit scale (m5ds.model.initialization)."""
         return self.initial_log_scale if name == "logit_scale" else None
 
-    def forward(
-        self,
-        features_BMR: Tensor,
-        present_BM: Tensor,
-        gather: Gather | ContrastivePool,
-        logit_weight_BP: Tensor | None,
-        loss_weight_BP: Tensor | None,
-        coefficient_P: Tensor,
-    ) -> Tensor:
-        """Local sums of the loss, mean of both directions: fp32 [P]. Every rank calls it, whatever its batch holds.
+    def logged_parameters(self) -> dict[str, tuple[nn.Parameter, Callable[[Tensor], Tensor]]]:
+        return {"contrastive/temperature": (self.logit_scale, lambda value: torch.exp(-value))} if self.learned else {}
 
-        `coefficient_P` is what the total multiplies each sum with; a pool needs it before the total is known.
-        """
-        device = features_BMR.device
+    def count_targets(self, batch: Batch, seed: int) -> dict[str, int]:
+        """Products that have both modalities of each pair."""
+        return count_pairs(batch, self.terms)
+
+    def forward(self, states: States, weights: TermWeights, coefficient_K: Tensor, pool: Pool | None) -> Tensor:
+        """Mean of both directions of each pair."""
+        assert pool is not None
+        device = states.unimodal_BMR.device
         log_scale = wide(self.logit_scale[0]) if self.learned else torch.tensor(self.initial_log_scale, device=device)
-        scale = log_scale.clamp(max=MAX_LOG_SCALE).exp()
-        if isinstance(gather, ContrastivePool):
-            return gather(features_BMR, present_BM, scale, logit_weight_BP, loss_weight_BP, coefficient_P)
-        keys_CMR, keys_present_CM, row_offset = gather(features_BMR, present_BM)
+        inputs = PoolInputs(
+            features_BMR=states.unimodal_BMR,
+            present_BM=states.present_BM,
+            scalars=log_scale.clamp(max=MAX_LOG_SCALE).exp(),
+            logit_weight_BK=weights.logit_BK,
+            loss_weight_BK=weights.loss_BK,
+        )
+        return pool(inputs, coefficient_K)
+
+
+class InfoNCE:
+    """The loss over the global batch, by the kernel: no B x C matrix is made."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        self._pairs = pairs
+
+    def sums(self, inputs: PoolInputs, gather: Gather) -> Tensor:
+        """Local sums, mean of both directions: fp32 [P]."""
+        features_BMR = inputs.features_BMR
+        keys_CMR, keys_present_CM, row_offset = gather(features_BMR, inputs.present_BM)
         loss_P2 = presence_contrastive(
             features_BMR,
             keys_CMR,
-            present_BM,
+            inputs.present_BM,
             keys_present_CM,
-            torch.arange(features_BMR.shape[0], device=device) + row_offset,
-            self.pairs,
-            scale,
-            logit_weight_BP,
-            loss_weight_BP,
+            torch.arange(features_BMR.shape[0], device=features_BMR.device) + row_offset,
+            self._pairs,
+            inputs.scalars,
+            inputs.logit_weight_BK,
+            inputs.loss_weight_BK,
         )
         return loss_P2.mean(1)
+
+    def cached(self, inputs: PoolInputs, coefficient_K: Tensor, gather: Gather) -> Cached:
+        """The sums and their gradients, by the two-pass gradient cache."""
+        found = cached_gradients(
+            inputs.features_BMR,
+            inputs.present_BM,
+            self._pairs,
+            inputs.scalars,
+            coefficient_K[:, None].expand(-1, 2) / 2,
+            gather=gather,
+            weights_BP=inputs.logit_weight_BK,
+            loss_weights_BP=inputs.loss_weight_BK,
+        )
+        gradients = {
+            "features_BMR": found.features_BMD,
+            "scalars": found.logit_scale,
+            "logit_weight_BK": found.weights_BP,
+            "loss_weight_BK": found.loss_weights_BP,
+        }
+        return Cached(found.losses_P2.mean(1), gradients)

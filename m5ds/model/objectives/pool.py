@@ -1,104 +1,154 @@
-"""The contrastive pool of an optimizer step with accumulation: the whole global batch, in two passes (DESIGN 3.4).
+"""How an objective sees the whole global batch: products of all ranks and of all accumulation steps (DESIGN 3.4).
 
-First pass, without a graph: every micro-batch's forward leaves its features here. `close` evaluates the loss on all of
-them against all ranks' and keeps the gradients (m5ds.kernels.presence_contrastive.gradient_cache). Second pass, with a
-graph: every micro-batch takes its share of those gradients. Masks and dropout are keyed by product, so that both passes
-see the same features. A pool serves one optimizer step.
+One micro-batch a step: `Gathered` evaluates the loss on the keys of all ranks. With accumulation there are two passes
+over the step's micro-batches. The first, without a graph, leaves every micro-batch's inputs in a `Collected`, whose
+`close` evaluates the loss on all of them against all ranks' and keeps the gradients. In the second, with a graph, a
+`Replayed` gives every micro-batch its share of those gradients. Masks and dropout are keyed by product, so that both
+passes see the same features. A pool serves one optimizer step; an objective calls whichever it is given.
 
-B products of one micro-batch, M modalities, R the projection's width, P pairs.
+B products of one micro-batch, M modalities, R the projection's width, K terms.
 """
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from m5ds.kernels.presence_contrastive.gradient_cache import CachedGradients, Gather, cached_gradients
+Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, int]]
+"""(features_BMR, present_BM) -> (all_features_CMR, all_present_CM, row_offset): cross-rank, with gradient to the
+features.
+"""
 
 
-class ContrastivePool:
-    """Passed to the model as `gather`. Every rank makes the same calls: all micro-batches, `close`, all again."""
+class PoolInputs(NamedTuple):
+    """What a loss over the global batch depends on."""
 
-    def __init__(self, pairs: tuple[tuple[int, int], ...], gather: Gather | None) -> None:
-        """`pairs` are modality indices, `gather` collects the features of all ranks' products; None: one rank."""
-        self._pairs, self._gather = pairs, gather
-        self._collected: list[tuple[Tensor | None, ...]] = []
-        self._cached: CachedGradients | None = None
-        self._next_row: int | None = None
-        """Of the second pass: the first product of the micro-batch that comes next; None before its first call."""
+    features_BMR: Tensor
+    present_BM: Tensor
+    scalars: Tensor
+    """The loss's own numbers (a logit scale, a bias), fp32."""
+    logit_weight_BK: Tensor | None
+    loss_weight_BK: Tensor | None
 
-    @property
-    def collecting(self) -> bool:
-        """True in the first pass, which needs features and harmony weights only."""
-        return self._cached is None
 
-    def close(self) -> None:
-        """End the first pass. Collective."""
-        features, present, weights, loss_weights = (
-            None if column[0] is None else torch.cat([value for value in column if value is not None])
-            for column in zip(*(part[:4] for part in self._collected), strict=True)
-        )
-        scale, coefficient_P = self._collected[0][4:]
-        assert features is not None and present is not None and scale is not None and coefficient_P is not None
-        # A pair's loss is the mean of its two directions.
-        self._cached = cached_gradients(
-            features,
-            present,
-            self._pairs,
-            scale,
-            coefficient_P[:, None].expand(-1, 2) / 2,
-            gather=self._gather,
-            weights_BP=weights,
-            loss_weights_BP=loss_weights,
-        )
+DIFFERENTIABLE = ("features_BMR", "logit_weight_BK", "loss_weight_BK", "scalars")
 
-    def __call__(
-        self,
-        features_BMR: Tensor,
-        present_BM: Tensor,
-        logit_scale: Tensor,
-        logit_weight_BP: Tensor | None,
-        loss_weight_BP: Tensor | None,
-        coefficient_P: Tensor,
-    ) -> Tensor:
-        """Local sums of the loss, fp32 [P]: zeros in the first pass; in the second, those of all micro-batches at once
-        for the first one and zeros for the others.
 
-        `coefficient_P` is what the total loss multiplies each sum with; it must not depend on the micro-batch.
+@dataclass(frozen=True)
+class Cached:
+    """A loss's local sums, fp32 [K], and the gradients of their weighted sum by the name of the input."""
+
+    sums_K: Tensor
+    gradients: dict[str, Tensor | None]
+
+
+class GlobalLoss(Protocol):
+    """A loss whose keys are the global batch's products."""
+
+    def sums(self, inputs: PoolInputs, gather: Gather) -> Tensor:
+        """Local sums, fp32 [K], with a graph. Collective in both directions."""
+
+    def cached(self, inputs: PoolInputs, coefficient_K: Tensor, gather: Gather) -> Cached:
+        """The sums and the gradients of sum(sums_K * coefficient_K). Collective."""
+
+
+class Pool(Protocol):
+    """What an objective calls in its forward."""
+
+    def __call__(self, inputs: PoolInputs, coefficient_K: Tensor) -> Tensor:
+        """Local sums, fp32 [K]; over a step's micro-batches they add up to the loss of the global batch.
+
+        `coefficient_K` is what the total loss multiplies each sum with; it must not depend on the micro-batch.
         """
-        inputs = (features_BMR, logit_weight_BP, loss_weight_BP, logit_scale)
-        if self._cached is None:
-            kept = (features_BMR, present_BM, logit_weight_BP, loss_weight_BP, logit_scale, coefficient_P)
-            self._collected.append(tuple(None if value is None else value.detach() for value in kept))
-            return torch.zeros(len(self._pairs), device=features_BMR.device)
+
+
+def gather_locally(features_BMR: Tensor, present_BM: Tensor) -> tuple[Tensor, Tensor, int]:
+    """The gather of a single rank."""
+    return features_BMR, present_BM, 0
+
+
+class Gathered:
+    """The pool of a step with one micro-batch a rank."""
+
+    def __init__(self, loss: GlobalLoss, gather: Gather | None) -> None:
+        self._loss, self._gather = loss, gather or gather_locally
+
+    def __call__(self, inputs: PoolInputs, coefficient_K: Tensor) -> Tensor:
+        return self._loss.sums(inputs, self._gather)
+
+
+class Collected:
+    """The first pass of a step with accumulation. Every rank calls it for all micro-batches, then `close`."""
+
+    def __init__(self, loss: GlobalLoss, gather: Gather | None) -> None:
+        """`gather` collects the features of all micro-batches of all ranks; None: one rank."""
+        self._loss, self._gather = loss, gather or gather_locally
+        self._inputs: list[PoolInputs] = []
+        self._coefficient_K: Tensor | None = None
+
+    def __call__(self, inputs: PoolInputs, coefficient_K: Tensor) -> Tensor:
+        """Zeros: the sums come in the second pass."""
+        self._inputs.append(PoolInputs(*(None if value is None else value.detach() for value in inputs)))
+        self._coefficient_K = coefficient_K.detach()
+        return torch.zeros_like(self._coefficient_K)
+
+    def close(self) -> "Replayed":
+        """The pool of the second pass. Collective."""
+        assert self._coefficient_K is not None, "no micro-batch was collected"
+
+        def joined(name: str) -> Tensor | None:
+            values = [getattr(inputs, name) for inputs in self._inputs]
+            return None if values[0] is None else torch.cat(values)
+
+        scalars = self._inputs[0].scalars
+        whole = {name: scalars if name == "scalars" else joined(name) for name in PoolInputs._fields}
+        cached = self._loss.cached(PoolInputs(**whole), self._coefficient_K, self._gather)  # type: ignore[arg-type]
+        return Replayed(cached)
+
+
+class Replayed:
+    """The second pass of a step with accumulation: the micro-batches come in the order of the first."""
+
+    def __init__(self, cached: Cached) -> None:
+        self._cached = cached
+        self._next_row: int | None = None
+        """The first product of the micro-batch that comes next; None before the first call."""
+
+    def __call__(self, inputs: PoolInputs, coefficient_K: Tensor) -> Tensor:
+        """The sums of all micro-batches at once for the first one, and zeros for the others."""
         cached, is_first, start = self._cached, self._next_row is None, self._next_row or 0
-        rows = slice(start, start + features_BMR.shape[0])
+        rows = slice(start, start + inputs.features_BMR.shape[0])
         self._next_row = rows.stop
-        sums_P = cached.losses_P2.mean(1) if is_first else torch.zeros_like(cached.losses_P2[:, 0])
-        gradients = (
-            cached.features_BMD[rows],
-            None if cached.weights_BP is None else cached.weights_BP[rows],
-            None if cached.loss_weights_BP is None else cached.loss_weights_BP[rows],
-            cached.logit_scale if is_first else torch.zeros_like(cached.logit_scale),
-        )
-        return _Replayed.apply(sums_P, coefficient_P.detach(), gradients, *inputs)
+        sums_K = cached.sums_K if is_first else torch.zeros_like(cached.sums_K)
+        gradients = []
+        for name in DIFFERENTIABLE:
+            gradient = cached.gradients[name]
+            if gradient is not None and name == "scalars":
+                gradient = gradient if is_first else torch.zeros_like(gradient)
+            elif gradient is not None:
+                gradient = gradient[rows]
+            gradients.append(gradient)
+        values = [getattr(inputs, name) for name in DIFFERENTIABLE]
+        return _Replay.apply(sums_K, coefficient_K.detach(), tuple(gradients), *values)
 
 
-class _Replayed(torch.autograd.Function):
+class _Replay(torch.autograd.Function):
     """Given values whose gradients are already known, up to the factor by which the total is scaled (ranks, fp16)."""
 
     @staticmethod
     def forward(
-        ctx: Any, sums_P: Tensor, coefficient_P: Tensor, gradients: tuple[Tensor | None, ...], *inputs: Tensor | None
+        ctx: Any, sums_K: Tensor, coefficient_K: Tensor, gradients: tuple[Tensor | None, ...], *inputs: Tensor | None
     ) -> Tensor:
-        ctx.coefficient_P, ctx.gradients = coefficient_P, gradients
+        ctx.coefficient_K, ctx.gradients = coefficient_K, gradients
         ctx.dtypes = [None if value is None else value.dtype for value in inputs]
-        return sums_P.clone()
+        return sums_K.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad_P: Tensor) -> tuple[Tensor | None, ...]:
-        square = (ctx.coefficient_P * ctx.coefficient_P).sum()
-        factor = torch.where(square > 0, (grad_P * ctx.coefficient_P).sum() / square, square)
+    def backward(ctx: Any, grad_K: Tensor) -> tuple[Tensor | None, ...]:
+        square = (ctx.coefficient_K * ctx.coefficient_K).sum()
+        factor = torch.where(square > 0, (grad_K * ctx.coefficient_K).sum() / square, square)
         scaled = [
             None if gradient is None or dtype is None else (factor * gradient).to(dtype)
             for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)

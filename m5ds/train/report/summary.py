@@ -4,7 +4,7 @@ import shlex
 from typing import Any
 
 from m5ds.train import distributed, runtime
-from m5ds.train.loop import Job
+from m5ds.train.job import Job
 from m5ds.train.report.monitor import Monitor
 
 
@@ -61,11 +61,11 @@ def _losses(monitor: Monitor) -> list[str]:
             continue
         first, last = ends
         names = [name.removeprefix("loss/") for name in last if name.startswith("loss/") and name in first]
-        pairs = [name for name in names if name.startswith("itc/")]
-        rows = {name: [name] for name in names if name not in pairs}
-        if pairs:
-            rows[f"itc, {len(pairs)} pairs"] = pairs
-        for title, members in rows.items():
+        families: dict[str, list[str]] = {}
+        for name in names:
+            families.setdefault(name.partition("/")[0], []).append(name)
+        for family, members in families.items():
+            title = family if members == [family] else f"{family}, mean of {len(members)}"
             means = [sum(end[f"loss/{name}"] for name in members) / len(members) for end in (first, last)]
             lines.append(f"{f'{label} {title}':<26}{means[0]:>12.4f}{means[1]:>12.4f}")
     return lines
