@@ -23,7 +23,7 @@ SMALL = [
     "model.hidden_size=32",
     "model.num_heads=2",
     "model.ffn_dim=64",
-    "model.contrastive.projection_dim=16",
+    "model.projection_dim=16",
     "model.modalities.text.input.max_tokens=12",
     "model.modalities.table.input.max_tokens=12",
 ]
@@ -61,7 +61,7 @@ def reference(spec: config.ModelConfig, rows: list[list[bool]], draw: int = 0) -
     """Losses and gradients of plain torch, one process, the whole global batch at once."""
     model = plain_model(spec)
     batch = random_batch(spec, rows, vocab_size=64, draw=draw)
-    output = model(batch, counts=count_targets(batch, model.config, 3), seed=3)
+    output = model(batch, counts=model.count_targets(batch, 3), seed=3)
     output.loss.backward()
     losses = {name: value.item() for name, value in output.losses.items()} | {"total": output.loss.item()}
     return losses, {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -109,7 +109,7 @@ def two_ranks(tmp_path_factory) -> tuple[list[dict], list[dict]]:
     """One job of two ranks for all properties: starting the processes is what takes the time."""
     cases = [
         case(spec_of("model.harmony.kind=learned", *DROPOUT), [*PATTERNS, ALL_32], draw=1),
-        case(spec_of("model.contrastive.pairs=none"), PATTERNS[:3], accumulation=2),
+        case(spec_of("model.objectives.contrastive=null"), PATTERNS[:3], accumulation=2),
         case(spec_of("model.harmony.kind=learned", *DROPOUT), PATTERNS[3:], accumulation=2, draw=2),
     ]
     return cases, run_cases(tmp_path_factory.mktemp("gradients"), cases, world_size=2)

@@ -55,7 +55,7 @@ model:
     video: {{input: {{frames: 4, size: 8, patch: 4}}}}
     audio: {{input: {{seconds: 0.6, num_mels: 16, patch_mels: 8}}}}
   blocks: {{unimodal: {{repeat: 1}}}}
-  contrastive: {{projection_dim: 8}}
+  projection_dim: 8
 train: {{total_steps: 1}}
 """
 VOCAB_SIZE = 40

@@ -33,7 +33,7 @@ TINY = """
     video: {mask_ratio: 0.4, input: {frames: 4, size: 8, patch: 4}}
     audio: {mask_ratio: 0.4, input: {seconds: 0.6, num_mels: 16, patch_mels: 8}}
   blocks: {unimodal: {repeat: 2}}
-  contrastive: {projection_dim: 8}
+  projection_dim: 8
 """
 
 
@@ -65,7 +65,7 @@ def all_patterns(num_modalities: int = 5) -> list[list[bool]]:
 def run(model: M5ForPretraining, batch: Batch, counts: dict[str, int] | None = None, **kwargs: Any) -> M5Output:
     """One forward with the batch's own counts unless others are given."""
     seed = kwargs.pop("seed", SEED)
-    counts = counts or count_targets(batch, model.config, seed, masked=kwargs.get("masked", True))
+    counts = counts or model.count_targets(batch, seed, masked=kwargs.get("masked", True))
     return model(batch, counts=counts, seed=seed, **kwargs)
 
 

@@ -66,7 +66,7 @@ def test_an_unknown_choice_is_refused(tmp_path, choice):
 
 
 def test_contrastive_states_need_the_loss(tmp_path):
-    spec = tiny_spec(tmp_path, "contrastive.pairs=none")
+    spec = tiny_spec(tmp_path, "objectives.contrastive=null")
     model = build(spec).eval()
     with pytest.raises(ValueError, match="need a model with a contrastive loss; use fused"):
         model.embed(batch_of(spec, [[True] * 5]), states="contrastive")

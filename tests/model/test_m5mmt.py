@@ -160,7 +160,7 @@ def test_ranks_with_a_gather_sum_to_the_gradients_of_one_process(tmp_path):
     spec = tiny_spec(tmp_path)
     model = build(spec).double()
     batch = batch_of(spec, all_patterns())
-    counts = count_targets(batch, model.config, 7)
+    counts = model.count_targets(batch, 7)
     whole = backward(model, batch)
     parts = [select(batch, spec, list(part)) for part in (range(0, 20), range(20, 32))]
     model.zero_grad()
@@ -242,7 +242,7 @@ def test_counts_are_what_the_model_masks(tmp_path):
     spec = tiny_spec(tmp_path, "modalities.table.mask_unit=key_or_value")
     model = build(spec)
     batch = batch_of(spec, all_patterns())
-    counts = count_targets(batch, model.config, 7)
+    counts = model.count_targets(batch, 7)
     seen = {}
     model.embeddings.register_forward_hook(
         lambda module, args, output: seen.update(zip(model.names, output[1], strict=True))
@@ -298,7 +298,7 @@ def test_unmasked_forward_gives_contrastive_losses_only(tmp_path):
 def test_no_weight_decay_names_hold_vectors_and_harmony(tmp_path):
     model = build(tiny_spec(tmp_path, "absent=token", base="scale"))
     names = model.no_weight_decay_names()
-    assert {"harmony.scores", "contrastive.logit_scale", "embeddings.image_cls", "absent.tokens_MD"} <= names
+    assert {"harmony.scores", "objectives.contrastive.logit_scale", "embeddings.image_cls", "absent.tokens_MD"} <= names
     assert "heads.text.decoder_bias" in names and "embeddings.text_token" not in names
     assert not any(name.endswith(("fc1.weight", "qkv.weight")) for name in names)
 
@@ -314,14 +314,14 @@ def test_partitioned_parameters_are_judged_by_their_whole_shape(tmp_path):
 
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
 def test_the_logit_scale_starts_at_the_inverse_temperature(tmp_path, temperature):
-    model = build(tiny_spec(tmp_path, f"contrastive.temperature={temperature}"))
-    assert model.contrastive.logit_scale.exp().item() == pytest.approx(1 / temperature)
-    fixed = build(tiny_spec(tmp_path, "contrastive.learn_temperature=false"))
-    assert "contrastive.logit_scale" not in dict(fixed.named_parameters())
+    model = build(tiny_spec(tmp_path, f"objectives.contrastive.temperature={temperature}"))
+    assert model.objectives.contrastive.logit_scale.exp().item() == pytest.approx(1 / temperature)
+    fixed = build(tiny_spec(tmp_path, "objectives.contrastive.learn_temperature=false"))
+    assert "objectives.contrastive.logit_scale" not in dict(fixed.named_parameters())
 
 
 def test_a_model_without_pairs_has_no_contrastive_part(tmp_path):
-    model = build(tiny_spec(tmp_path, "contrastive.pairs=none"))
+    model = build(tiny_spec(tmp_path, "objectives.contrastive=null"))
     assert not hasattr(model, "contrastive") and len(model.projections) == 0
     assert set(run(model, batch_of(model.spec, FULL)).losses) == {"mrp", "mlm", "mem", "mfp", "mam"}
 
@@ -360,7 +360,7 @@ def test_a_sixth_modality_takes_a_table_row_an_embedder_a_head_and_a_yaml(tmp_pa
         ("modalities.text.head=regression", "use head: vocabulary"),
         ("modalities.image.mask_unit=frame", "does not go with image_patches; use row"),
         ("blocks.cross.visibility=everything", "visibility 'everything' is unknown"),
-        ("contrastive.pairs=[[image, smell]]", "pairs names 'smell'"),
+        ("objectives.contrastive.pairs=[[image, smell]]", "pairs names 'smell'"),
     ],
 )
 def test_a_model_that_cannot_be_built_says_why_and_what_to_do(tmp_path, override, message):

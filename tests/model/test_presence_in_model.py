@@ -79,10 +79,10 @@ def test_outputs_do_not_depend_on_batch_mates(tmp_path, policy):
 
 
 def test_two_half_batches_with_the_global_counts_give_the_gradients_of_the_whole(tmp_path):
-    spec = tiny_spec(tmp_path, "contrastive.pairs=none")
+    spec = tiny_spec(tmp_path, "objectives.contrastive=null")
     model = build(spec).double()
     batch = batch_of(spec, all_patterns())
-    counts = masking.count_targets(batch, model.config, 7)
+    counts = masking.model.count_targets(batch, 7)
     whole = backward(model, batch)
     halves = [backward(model, select(batch, spec, part), counts=counts) for part in (range(0, 11), range(11, 32))]
     for name, value in whole.items():
@@ -121,7 +121,7 @@ def test_the_zeros_policy_adds_whole_segments_that_no_loss_sees(tmp_path):
     spec = tiny_spec(tmp_path, "absent=zeros")
     model = build(spec)
     batch = batch_of(spec, [[True, True, False, True, True], [True] * 5])
-    counts = masking.count_targets(batch, model.config, 7)
+    counts = masking.model.count_targets(batch, 7)
     output = run(model, batch)
     assert output.layout.lengths[0][2] == spec.modalities["table"].input.max_rows + 1
     assert counts["mem"] == masking.count_targets(select(batch, spec, [1]), model.config, 7)["mem"]

@@ -14,9 +14,9 @@ FULL = [[True] * 5] * 2
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["contrastive.pairs=[[image, image]]"], "has 'image' with itself"),
-        (["contrastive.pairs=[[image, text], [text, image]]"], "repeats a pair"),
-        (["contrastive.pairs=[[image, table]]", "modalities.table.cls=none"], "names 'table', which has no summary"),
+        (["objectives.contrastive.pairs=[[image, image]]"], "has 'image' with itself"),
+        (["objectives.contrastive.pairs=[[image, text], [text, image]]"], "repeats a pair"),
+        (["objectives.contrastive.pairs=[[image, table]]", "modalities.table.cls=none"], "names 'table', which has no summary"),
         (["blocks.cross.updates=[smell]"], "model.blocks.cross.updates names 'smell'"),
         (["blocks.unimodal.causal=[smell]"], "model.blocks.unimodal.causal names 'smell'"),
         (["modalities.image.embedder=regions"], "takes input kind region_features, got image_patches"),
@@ -79,7 +79,7 @@ def test_transformers_own_checkpointing_is_refused(tmp_path):
 def test_counts_that_lack_any_loss_are_refused(tmp_path, name):
     model = build(tiny_spec(tmp_path))
     batch = batch_of(model.spec, FULL)
-    counts = count_targets(batch, model.config, 7)
+    counts = model.count_targets(batch, 7)
     del counts[name]
     with pytest.raises(ValueError, match=f"counts lacks {name};"):
         run(model, batch, counts=counts)
@@ -90,7 +90,7 @@ def test_a_loss_is_divided_by_its_count_down_to_one(tmp_path):
     with torch.no_grad():
         model.harmony.scores.copy_(torch.linspace(-1, 1, len(model.harmony.scores)))
     batch = batch_of(model.spec, FULL)
-    own = count_targets(batch, model.config, 7)
+    own = model.count_targets(batch, 7)
     by_count = {count: run(model, batch, counts=dict.fromkeys(own, count)) for count in (1, 2, 4)}
     for count in (2, 4):
         torch.testing.assert_close(count * by_count[count].loss, by_count[1].loss)

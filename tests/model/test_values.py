@@ -53,7 +53,7 @@ def model_of(tmp_path, *overrides, text=TEXT, log_scale=SMALL, **kwargs):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter += torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.2
-            if name == "contrastive.logit_scale":
+            if name == "objectives.contrastive.logit_scale":
                 parameter.fill_(log_scale)
     return model
 
@@ -73,7 +73,7 @@ def batch_for(model, present=PRESENT, draw=1):
 
 def global_counts(model, batch, masked):
     """The step's counts are larger than this micro-batch's own."""
-    own = count_targets(batch, model.config, SEED, masked=masked)
+    own = model.count_targets(batch, SEED, masked=masked)
     return {name: 2 * count + number for number, (name, count) in enumerate(own.items())}
 
 
@@ -83,7 +83,7 @@ def assert_same(model, batch, *, masked=True, training=True, counts=None, tolera
     model.zero_grad()
     output = model(batch, counts=counts, seed=SEED, masked=masked)
     expected = forward(model, batch, counts=counts, seed=SEED, masked=masked, training=training)
-    assert count_targets(batch, model.config, SEED, masked=masked) == expected.targets
+    assert model.count_targets(batch, SEED, masked=masked) == expected.targets
     close = {"rtol": tolerance, "atol": tolerance}
     for m, name in enumerate(model.names):
         for b in range(batch.num_products):
@@ -149,7 +149,7 @@ def test_learned_harmony_leaves_out_terms_without_targets_on_any_rank(tmp_path, 
     model = model_of(tmp_path, "harmony={kind: learned, strength: 1.5}")
     present = [[row[0], row[1], False, row[3], row[4]] for row in PRESENT]
     batch = batch_for(model, present)
-    counts = count_targets(batch, model.config, SEED, masked=masked)
+    counts = model.count_targets(batch, SEED, masked=masked)
     assert counts["itc/text-table"] == counts["itc/table-video"] == 0
     assert_same(model, batch, counts=counts, masked=masked)
 
@@ -172,7 +172,7 @@ def test_table_masks_of_every_unit(tmp_path, unit):
     assert_same(model, batch_for(model))
 
 
-@pytest.mark.parametrize("overrides", [(), ("contrastive.learn_temperature=false", "contrastive.temperature=0.001")])
+@pytest.mark.parametrize("overrides", [(), ("objectives.contrastive.learn_temperature=false", "objectives.contrastive.temperature=0.001")])
 def test_the_temperature_has_a_bound(tmp_path, overrides):
     model = model_of(tmp_path, *overrides, log_scale=LARGE)
     # The bound is kept in float32 where the temperature is not learned.
@@ -181,7 +181,7 @@ def test_the_temperature_has_a_bound(tmp_path, overrides):
 
 def test_a_temperature_that_is_not_learned(tmp_path):
     """0.125 is a power of two, but its logarithm is kept in float32."""
-    model = model_of(tmp_path, "contrastive.learn_temperature=false", f"contrastive.temperature={math.exp(-1.5)}")
+    model = model_of(tmp_path, "objectives.contrastive.learn_temperature=false", f"objectives.contrastive.temperature={math.exp(-1.5)}")
     assert_same(model, batch_for(model))
 
 

@@ -34,12 +34,12 @@ def test_matrices_alone_decay_and_every_parameter_is_given_once(tmp_path, base) 
 
 
 def test_temperature_is_the_inverse_of_the_logit_scale(tmp_path) -> None:
-    model = build(tiny_spec(tmp_path, "contrastive.temperature=0.2"))
+    model = build(tiny_spec(tmp_path, "objectives.contrastive.temperature=0.2"))
     assert engine.temperature(model) == pytest.approx(0.2)
     with torch.no_grad():
         model.contrastive.logit_scale.fill_(3.0)
     assert engine.temperature(model) == pytest.approx(math.exp(-3.0))
-    assert engine.temperature(build(tiny_spec(tmp_path, "contrastive.learn_temperature=false"))) is None
+    assert engine.temperature(build(tiny_spec(tmp_path, "objectives.contrastive.learn_temperature=false"))) is None
 
 
 def test_weights_are_partitioned_from_the_start_under_stage_3_only(monkeypatch) -> None:

@@ -68,7 +68,7 @@ class Run:
 
     def __init__(self, monkeypatch, tmp_path, *, total=6, step=0, last_tag=None, stop_at=None, **train) -> None:
         self.events: list = []
-        self.model = build(tiny_spec(tmp_path, "contrastive.temperature=0.25"))
+        self.model = build(tiny_spec(tmp_path, "objectives.contrastive.temperature=0.25"))
         self.steps_done = step
         self.asked: list = []
         self.stop = SimpleNamespace(requested=0)

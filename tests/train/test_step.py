@@ -17,7 +17,7 @@ from m5ds.train.distributed import RankError
 from m5ds.train.step import MAX_SKIPPED, Diverged, TrainStep, take
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["model.hidden_size=32", "model.num_heads=2", "model.ffn_dim=48", "model.contrastive.projection_dim=16"]
+SMALL = ["model.hidden_size=32", "model.num_heads=2", "model.ffn_dim=48", "model.projection_dim=16"]
 PRESENCE = [[True] * 5, [False, True, True, False, False], [True, True, False, True, True], [False] * 5]
 
 
@@ -177,7 +177,7 @@ def test_what_deepspeed_divides_by_is_multiplied_in(tmp_path: Path, monkeypatch,
     def feature_gather(given):
         sizes.append(given)
 
-    model = build("model.contrastive.pairs=none") if len(products) > 1 else build()
+    model = build("model.objectives.contrastive=null") if len(products) > 1 else build()
     engine = Noting(model)
     step = TrainStep(engine, model, seed=3, precision="bf16", directory=tmp_path)
     batches = [batch_of(model, chosen) for chosen in products]

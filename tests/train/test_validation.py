@@ -58,7 +58,7 @@ def model(tmp_path):
 def test_masked_losses_come_from_masked_input_and_contrastive_ones_from_clean_without_dropout(model):
     loader, report, noted = validated(model)
     model.eval()
-    counts = [count_targets(batch, model.config, SEED) for batch in loader.batches]
+    counts = [model.count_targets(batch, SEED) for batch in loader.batches]
     for masked in (True, False):
         ones = dict.fromkeys(counts[0], 1)
         outputs = [run(model, batch, ones, masked=masked) for batch in loader.batches]

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 TINY = ["model.hidden_size=32", "model.num_heads=1", "model.ffn_dim=48", "model.blocks.unimodal.repeat=1"]
-TINY += ["model.contrastive.projection_dim=16", "train.global_batch_size=2", "data.tokenizer.vocab_size=64"]
+TINY += ["model.projection_dim=16", "train.global_batch_size=2", "data.tokenizer.vocab_size=64"]
 SHORT_RUN = ["train.total_steps=20", "data.quickstart_products=600"]
 TRAINING_RECORD = "training.jsonl"
 

@@ -64,7 +64,7 @@ def test_dense_features_are_the_classifiers_layer(model):
 
 
 def test_contrastive_features_of_a_model_without_the_loss_are_refused(tmp_path):
-    model = tiny_model(tmp_path, "model.contrastive.pairs=none")
+    model = tiny_model(tmp_path, "model.objectives.contrastive=null")
     with pytest.raises(ValueError, match="need a model with a contrastive loss"):
         encode(model, tiny_batch(model, 2), FeatureOptions(modalities=NAMES, states="contrastive"))
 

@@ -26,7 +26,7 @@ def test_a_model_without_harmony_has_none(tmp_path):
 @pytest.mark.parametrize("weighs", ["losses", "logits"])
 def test_cosine_weights_are_means_over_the_products_that_have_both(tmp_path, weighs):
     model = tiny_model(
-        tmp_path, "model.harmony.kind=cosine", f"model.harmony.weighs={weighs}", "model.contrastive.pairs=all"
+        tmp_path, "model.harmony.kind=cosine", f"model.harmony.weighs={weighs}", "model.objectives.contrastive.pairs=all"
     )
     batch = tiny_batch(model)
     found, fused_NMD = weights_of(model, batch)
@@ -39,7 +39,7 @@ def test_cosine_weights_are_means_over_the_products_that_have_both(tmp_path, wei
 
 
 def test_learned_weights_sum_to_the_number_of_losses_and_leave_out_those_without_products(tmp_path):
-    model = tiny_model(tmp_path, "model.harmony.kind=learned", "model.contrastive.pairs=all")
+    model = tiny_model(tmp_path, "model.harmony.kind=learned", "model.objectives.contrastive.pairs=all")
     with torch.no_grad():
         model.harmony.scores.copy_(torch.arange(float(len(model.harmony.scores))) / 10)
     present_BM = torch.ones(4, 5, dtype=torch.bool)
@@ -53,7 +53,7 @@ def test_learned_weights_sum_to_the_number_of_losses_and_leave_out_those_without
 
 def test_what_the_configuration_leaves_unweighed_is_one(tmp_path):
     model = tiny_model(
-        tmp_path, "model.harmony.kind=cosine", "model.harmony.masked=false", "model.contrastive.pairs=all"
+        tmp_path, "model.harmony.kind=cosine", "model.harmony.masked=false", "model.objectives.contrastive.pairs=all"
     )
     weight = np.array(weights_of(model, tiny_batch(model))[0]["weight"], dtype=float)
     np.testing.assert_array_equal(np.diag(weight), 1.0)

@@ -164,7 +164,7 @@ def _contrastive(model, unimodal, pair, num_products: int, weights: harmony.Weig
     config = model.spec.contrastive
     owners = [b for b in range(num_products) if all((b, m) in unimodal for m in pair)]
     if config.learn_temperature:
-        scale = model.weights["contrastive.logit_scale"][0].exp()
+        scale = model.weights["objectives.contrastive.logit_scale"][0].exp()
     else:
         scale = torch.tensor(1 / config.temperature, dtype=torch.float64)
     scale = scale.clamp(max=100.0)

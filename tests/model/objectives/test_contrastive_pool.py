@@ -120,7 +120,7 @@ def test_gradients_have_the_types_of_what_they_belong_to():
 def test_the_first_pass_keeps_no_graph_and_computes_no_masked_loss(tmp_path):
     model = build(tiny_spec(tmp_path))
     batch = batch_of(model.spec, [[True] * 5] * 3)
-    pairs = tuple(model.contrastive.pairs)
+    pairs = tuple(model.objectives.contrastive.pairs)
     pool = ContrastivePool(pairs, None)
     first = run(model, batch, gather=pool)
     assert set(first.losses) == {f"itc/{a}-{b}" for a, b in model.pair_names}

@@ -120,13 +120,13 @@ def test_switches_say_what_the_cosine_graph_weighs(tmp_path, contrastive, masked
 
 def test_the_penalty_is_taken_once_per_optimizer_step(tmp_path):
     """Two micro-batches with the step's counts must add up to one, the entropy term of `learned` included."""
-    spec = tiny_spec(tmp_path, "harmony={kind: learned}", "contrastive.pairs=none", "blocks.unimodal.repeat=1")
+    spec = tiny_spec(tmp_path, "harmony={kind: learned}", "objectives.contrastive=null", "blocks.unimodal.repeat=1")
     model = build(spec)
     with torch.no_grad():
         model.harmony.scores.copy_(torch.linspace(-1, 1, len(model.harmony.scores)))
     patterns = all_patterns()
     whole = batch_of(spec, patterns)
-    counts = count_targets(whole, model.config, 7)
+    counts = model.count_targets(whole, 7)
     halves = [batch_of(spec, patterns[part], ids=whole.ids[part]) for part in (slice(0, 10), slice(10, None))]
     summed = sum(run(model, half, counts=counts).loss for half in halves)
     torch.testing.assert_close(summed, run(model, whole, counts=counts).loss, atol=1e-5, rtol=1e-5)

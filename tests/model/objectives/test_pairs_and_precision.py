@@ -16,27 +16,27 @@ def pairs_of(tmp_path, *overrides):
 
 def test_the_chain_joins_neighbours_in_table_order(tmp_path):
     expected = (("image", "text"), ("text", "table"), ("table", "video"), ("video", "audio"))
-    assert pairs_of(tmp_path, "contrastive.pairs=chain") == expected
+    assert pairs_of(tmp_path, "objectives.contrastive.pairs=chain") == expected
 
 
 def test_all_is_every_pair_once(tmp_path):
-    found = pairs_of(tmp_path, "contrastive.pairs=all")
+    found = pairs_of(tmp_path, "objectives.contrastive.pairs=all")
     assert found == tuple((a, b) for i, a in enumerate(NAMES) for b in NAMES[i + 1 :]) and len(found) == 10
 
 
 def test_none_is_no_pair(tmp_path):
-    assert pairs_of(tmp_path, "contrastive.pairs=none") == ()
+    assert pairs_of(tmp_path, "objectives.contrastive=null") == ()
 
 
 @pytest.mark.parametrize(("kind", "count"), [("chain", 3), ("all", 6)])
 def test_a_modality_without_summary_is_passed_over(tmp_path, kind, count):
-    found = pairs_of(tmp_path, f"contrastive.pairs={kind}", "modalities.table.cls=none")
+    found = pairs_of(tmp_path, f"objectives.contrastive.pairs={kind}", "modalities.table.cls=none")
     assert len(found) == count and not any("table" in pair for pair in found)
     assert kind == "all" or ("text", "video") in found
 
 
 def test_named_pairs_keep_their_order_and_are_turned_into_table_order(tmp_path):
-    found = pairs_of(tmp_path, "contrastive.pairs=[[audio, image], [text, table]]")
+    found = pairs_of(tmp_path, "objectives.contrastive.pairs=[[audio, image], [text, table]]")
     assert found == (("image", "audio"), ("text", "table"))
 
 
@@ -52,7 +52,7 @@ def test_named_pairs_keep_their_order_and_are_turned_into_table_order(tmp_path):
 )
 def test_a_pair_that_cannot_be_contrasted_is_refused(tmp_path, pairs, message):
     with pytest.raises(ValueError, match=message):
-        pairs_of(tmp_path, f"contrastive.pairs={pairs}", "modalities.table.cls=none")
+        pairs_of(tmp_path, f"objectives.contrastive.pairs={pairs}", "modalities.table.cls=none")
 
 
 def test_a_pairs_loss_has_a_name():
