@@ -1,6 +1,5 @@
 """The loop's collectives on three ranks of unequal size."""
 
-import sys
 from pathlib import Path
 
 import launching  # noqa: E402

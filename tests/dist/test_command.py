@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import launching  # noqa: E402
+import pytest
 import small_run  # noqa: E402
 
 pytestmark = pytest.mark.timeout(900)

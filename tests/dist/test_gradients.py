@@ -1,9 +1,9 @@
 """DESIGN section 0: world size, accumulation and who shares a micro-batch change rounding and nothing else."""
 
 import itertools
-import sys
 from pathlib import Path
 
+import launching  # noqa: E402
 import pytest
 import torch
 from closeness import assert_close
@@ -12,9 +12,6 @@ from m5ds import config
 from m5ds.data.batches.random_batch import random_batch
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
-from m5ds.model.masking import count_targets
-
-import launching  # noqa: E402
 
 pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).resolve().parents[2]

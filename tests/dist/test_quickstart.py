@@ -2,12 +2,10 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
-import pytest
-
 import launching  # noqa: E402
+import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

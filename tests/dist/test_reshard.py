@@ -1,12 +1,10 @@
 """A run goes on with another number of ranks, and rounding is all that differs."""
 
 import json
-import sys
 from pathlib import Path
 
-import pytest
-
 import launching  # noqa: E402
+import pytest
 import small_run  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

@@ -2,14 +2,12 @@
 
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
+import launching  # noqa: E402
 import psutil
 import pytest
-
-import launching  # noqa: E402
 import small_run  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

@@ -1,7 +1,8 @@
 """Runs on each rank (tests/dist/test_gradients.py): gradients of global batches under DeepSpeed, written by rank 0.
 
 Usage: worker_gradients.py CASES OUT, where CASES is a torch file of dicts: `spec` (ModelConfig), `presence` (list of
-[products, M] bool), `accumulation`, `stage`, `precision`, `draw` (epoch). Rank r takes its share of consecutive products.
+[products, M] bool), `accumulation`, `stage`, `precision`, `draw` (epoch). Rank r takes its share
+of consecutive products.
 """
 
 import sys
@@ -91,7 +92,7 @@ def run(case):
     for presence in case["presence"]:
         batches = own_micro_batches(case["spec"], presence, case["accumulation"], case["draw"])
         taken = SimpleNamespace(micro_batches=batches, bad_media=[], num_decoded=0)
-        losses = step(batches, step.announce(taken, 0))
+        losses = step(batches, step.count(taken, 0))
         results.append({"losses": losses, "gradients": dict(gradients)})
     wrapped.destroy()
     return {"initial": initial, "results": results}

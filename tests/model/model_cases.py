@@ -13,7 +13,7 @@ from m5ds.config import ModelConfig
 from m5ds.data.batches.random_batch import random_batch
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining, M5Output
-from m5ds.model.masking import count_targets
+from m5ds.model.objectives.pool import Gathered, Pool
 
 ROOT = Path(__file__).parents[2]
 VOCAB_SIZE = 40
@@ -65,7 +65,7 @@ def all_patterns(num_modalities: int = 5) -> list[list[bool]]:
 def run(model: M5ForPretraining, batch: Batch, counts: dict[str, int] | None = None, **kwargs: Any) -> M5Output:
     """One forward with the batch's own counts unless others are given."""
     seed = kwargs.pop("seed", SEED)
-    counts = counts or model.count_targets(batch, seed, masked=kwargs.get("masked", True))
+    counts = counts or model.count_targets(batch, seed)
     return model(batch, counts=counts, seed=seed, **kwargs)
 
 
@@ -87,6 +87,12 @@ def backward(model: M5ForPretraining, batch: Batch, **kwargs: Any) -> dict[str, 
 def select(batch: Batch, spec: ModelConfig, products: list[int], **kwargs: Any) -> Batch:
     """The named products of a random batch, as a batch of their own."""
     return batch_of(spec, batch.present_BM[products], ids=[batch.ids[b] for b in products], **kwargs)
+
+
+def pools_of(model: M5ForPretraining, gather: Any) -> dict[str, Pool]:
+    """How the model's objectives see the products that `gather` brings."""
+    losses = {name: objective.global_loss for name, objective in model.objectives.items()}
+    return {name: Gathered(loss, gather) for name, loss in losses.items() if loss is not None}
 
 
 def concatenated_gather(features: list[Tensor], present: list[Tensor], own: int) -> Any:

@@ -39,7 +39,7 @@ def test_every_modality_owns_the_tables_that_it_needs_and_no_others(tmp_path):
 def test_what_is_never_masked_has_no_mask_vector(tmp_path):
     model = build(tiny_spec(tmp_path, "modalities.image.mask_ratio=0.0"))
     assert "image_mask" not in shapes(model.embeddings) and "video_mask" in shapes(model.embeddings)
-    assert "image" not in model.heads and "image" not in model.tasks
+    assert "image" not in model.objectives.masked.heads
 
 
 def test_one_token_is_a_vocabulary_and_none_is_not(tmp_path):

@@ -12,6 +12,7 @@ from model_cases import (
     build,
     concatenated_gather,
     gradients,
+    pools_of,
     run,
     select,
     tiny_spec,
@@ -21,8 +22,8 @@ from m5ds import modality
 from m5ds.model import embeddings
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
-from m5ds.model.masking import count_targets, draw_masks
-from m5ds.model.objectives import masked_heads as heads
+from m5ds.model.masking import draw_masks
+from m5ds.model.objectives import heads
 
 FULL = [[True] * 5] * 6
 
@@ -66,7 +67,7 @@ def test_m5mmt_has_a_cross_transformer_per_modality_and_scale_one_for_all(tmp_pa
 def test_text_and_table_have_token_tables_of_their_own(tmp_path):
     model = build(tiny_spec(tmp_path))
     assert model.embeddings.text_token is not model.embeddings.table_token
-    assert model.heads["text"].decoder_weight is model.embeddings.text_token
+    assert model.objectives.masked.heads["text"].decoder_weight is model.embeddings.text_token
 
 
 def test_save_and_load_keep_outputs_and_ties(tmp_path):
@@ -77,7 +78,7 @@ def test_save_and_load_keep_outputs_and_ties(tmp_path):
             parameter.add_(0.01)
     model.save_pretrained(tmp_path / "saved")
     loaded = M5ForPretraining.from_pretrained(tmp_path / "saved").eval()
-    assert loaded.heads["table"].decoder_weight is loaded.embeddings.table_token
+    assert loaded.objectives.masked.heads["table"].decoder_weight is loaded.embeddings.table_token
     batch = batch_of(spec, FULL)
     assert torch.equal(run(model, batch).loss, run(loaded, batch).loss)
     assert loaded.config.spec == spec
@@ -135,7 +136,7 @@ def test_initial_weights_depend_on_seed_and_name_only(tmp_path):
     assert large[name].std() == pytest.approx(0.02, rel=0.15)
     assert large["embeddings.text_token"].std() == pytest.approx(0.02, rel=0.15)
     assert torch.equal(large["embeddings.text_norm_weight"], torch.ones(16))
-    assert not large["heads.text.decoder_bias"].any()
+    assert not large["objectives.masked.heads.text.decoder_bias"].any()
 
 
 def test_activation_checkpointing_changes_no_bit(tmp_path):
@@ -174,10 +175,10 @@ def test_ranks_with_a_gather_sum_to_the_gradients_of_one_process(tmp_path):
         return gather
 
     for rank, part in enumerate(parts):
-        run(model, part, counts=counts, gather=keeping_gather(rank))
+        run(model, part, counts=counts, pools=pools_of(model, keeping_gather(rank)))
     features, present = zip(*(kept[rank] for rank in range(2)), strict=True)
     losses = [
-        run(model, part, counts=counts, gather=concatenated_gather(list(features), list(present), rank)).loss
+        run(model, part, counts=counts, pools=pools_of(model, concatenated_gather([*features], [*present], rank))).loss
         for rank, part in enumerate(parts)
     ]
     sum(losses).backward()
@@ -235,7 +236,7 @@ def test_precomputed_features_of_the_papers_sizes_train(tmp_path):
     found = backward(model, batch_of(spec, all_patterns()))
     assert found["embeddings.embedders.image.geometry.weight"].any()
     assert model.embeddings.image_position.shape == (1, 16), "regions have no order"
-    assert not model.heads["audio"].standardize
+    assert not model.objectives.masked.heads["audio"].standardize
 
 
 def test_counts_are_what_the_model_masks(tmp_path):
@@ -299,7 +300,7 @@ def test_no_weight_decay_names_hold_vectors_and_harmony(tmp_path):
     model = build(tiny_spec(tmp_path, "absent=token", base="scale"))
     names = model.no_weight_decay_names()
     assert {"harmony.scores", "objectives.contrastive.logit_scale", "embeddings.image_cls", "absent.tokens_MD"} <= names
-    assert "heads.text.decoder_bias" in names and "embeddings.text_token" not in names
+    assert "objectives.masked.heads.text.decoder_bias" in names and "embeddings.text_token" not in names
     assert not any(name.endswith(("fc1.weight", "qkv.weight")) for name in names)
 
 

@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-from model_cases import MASK_ID, SPECIAL_IDS, VOCAB_SIZE, batch_of, tiny_spec
+from model_cases import MASK_ID, SPECIAL_IDS, VOCAB_SIZE, batch_of, build, tiny_spec
 
 from m5ds.kernels.embed_modalities import MaskSpec
 from m5ds.model.configuration import M5Config
-from m5ds.model.masking import count_targets, draw_masks, mask_spec, mask_units
+from m5ds.model.masking import draw_masks, mask_spec, mask_units
 
 FULL = [[True] * 5] * 4
 
@@ -34,7 +34,7 @@ def test_text_is_replaced_by_random_tokens_too_and_nothing_else_is(tmp_path):
 def test_nothing_is_masked_at_ratio_zero(tmp_path):
     spec = tiny_spec(tmp_path, "modalities.text.mask_ratio=0.0")
     assert mask_spec("text", spec.modalities["text"], config_of(spec)) is None
-    counts = count_targets(batch_of(spec, FULL), config_of(spec), 7)
+    counts = build(spec).count_targets(batch_of(spec, FULL), 7)
     assert "mlm" not in counts and counts["mem"] > 0
     assert not draw_masks(batch_of(spec, FULL), config_of(spec), 7)["text"].any()
 
@@ -107,10 +107,8 @@ def test_counts_are_of_masked_rows_and_of_products_that_have_both(tmp_path):
     config = config_of(spec)
     masks = draw_masks(batch, config, 7)
     pairs = {"itc/image-text": 2, "itc/text-table": 2, "itc/table-video": 1, "itc/video-audio": 1, "products": 4}
-    assert count_targets(batch, config, 7, masked=False) == pairs
+    model = build(spec)
+    assert model.count_targets(batch, 7, ("contrastive",)) == pairs
     tasks = {"mrp": "image", "mlm": "text", "mem": "table", "mfp": "video", "mam": "audio"}
     expected = pairs | {task: int(masks[name].sum()) for task, name in tasks.items()}
-    assert count_targets(batch, config, 7) == expected
-    given = {name: torch.ones(3, dtype=torch.bool) for name in ("image", "text")}
-    counts = count_targets(batch, config, 7, masks=given)
-    assert {task: counts[task] for task in tasks} == {"mrp": 3, "mlm": 3, "mem": 0, "mfp": 0, "mam": 0}
+    assert model.count_targets(batch, 7) == expected

@@ -6,8 +6,6 @@ import pytest
 import torch
 from model_cases import all_patterns, backward, batch_of, build, run, select, tiny_spec
 
-from m5ds.model import masking
-
 NAMES = ("image", "text", "table", "video", "audio")
 
 
@@ -82,7 +80,7 @@ def test_two_half_batches_with_the_global_counts_give_the_gradients_of_the_whole
     spec = tiny_spec(tmp_path, "objectives.contrastive=null")
     model = build(spec).double()
     batch = batch_of(spec, all_patterns())
-    counts = masking.model.count_targets(batch, 7)
+    counts = model.count_targets(batch, 7)
     whole = backward(model, batch)
     halves = [backward(model, select(batch, spec, part), counts=counts) for part in (range(0, 11), range(11, 32))]
     for name, value in whole.items():
@@ -95,7 +93,7 @@ def test_an_image_changes_the_mlm_logits_of_its_product(tmp_path):
     spec = tiny_spec(tmp_path)
     model = build(spec).eval()
     batch = batch_of(spec, [[True] * 5] * 8)
-    head, logits = model.heads["text"], []
+    head, logits = model.objectives.masked.heads["text"], []
     head.norm.register_forward_hook(
         lambda module, args, output: logits.append((output @ head.decoder_weight.T + head.decoder_bias).detach())
     )
@@ -121,8 +119,8 @@ def test_the_zeros_policy_adds_whole_segments_that_no_loss_sees(tmp_path):
     spec = tiny_spec(tmp_path, "absent=zeros")
     model = build(spec)
     batch = batch_of(spec, [[True, True, False, True, True], [True] * 5])
-    counts = masking.model.count_targets(batch, 7)
+    counts = model.count_targets(batch, 7)
     output = run(model, batch)
     assert output.layout.lengths[0][2] == spec.modalities["table"].input.max_rows + 1
-    assert counts["mem"] == masking.count_targets(select(batch, spec, [1]), model.config, 7)["mem"]
+    assert counts["mem"] == model.count_targets(select(batch, spec, [1]), 7)["mem"]
     assert not output.unimodal_BMD[0, 2].any()

@@ -6,7 +6,6 @@ from model_cases import backward, batch_of, build, run, tiny_spec
 
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
-from m5ds.model.masking import count_targets
 
 FULL = [[True] * 5] * 2
 
@@ -16,7 +15,10 @@ FULL = [[True] * 5] * 2
     [
         (["objectives.contrastive.pairs=[[image, image]]"], "has 'image' with itself"),
         (["objectives.contrastive.pairs=[[image, text], [text, image]]"], "repeats a pair"),
-        (["objectives.contrastive.pairs=[[image, table]]", "modalities.table.cls=none"], "names 'table', which has no summary"),
+        (
+            ["objectives.contrastive.pairs=[[image, table]]", "modalities.table.cls=none"],
+            "names 'table', which has no summary",
+        ),
         (["blocks.cross.updates=[smell]"], "model.blocks.cross.updates names 'smell'"),
         (["blocks.unimodal.causal=[smell]"], "model.blocks.unimodal.causal names 'smell'"),
         (["modalities.image.embedder=regions"], "takes input kind region_features, got image_patches"),
@@ -38,7 +40,7 @@ def test_a_batch_of_other_modalities_is_refused(tmp_path):
     batch = batch_of(model.spec, FULL)
     del batch.modalities["video"]
     with pytest.raises(ValueError, match="batch has modalities image, text, table, audio; the model has image, text"):
-        run(model, batch, counts={})
+        model(batch)
 
 
 @pytest.mark.parametrize("recomputes", [False, True])

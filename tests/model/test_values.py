@@ -14,7 +14,6 @@ from model_cases import SEED, VOCAB_SIZE, build, tiny_spec
 
 from m5ds.data.batches.random_batch import random_batch
 from m5ds.kernels.common.philox import EVALUATION_DRAW
-from m5ds.model.masking import count_targets
 
 # Values with few binary digits where the model keeps them in float32.
 TEXT = """
@@ -33,7 +32,8 @@ TEXT = """
   blocks:
     unimodal: {repeat: 2, norm: post}
     cross: {repeat: 1}
-  contrastive: {projection_dim: 6, weight: 1.75}
+  projection_dim: 6
+  objectives: {contrastive: {weight: 1.75}}
 """
 PRESENT = [
     [True, True, True, True, True],
@@ -73,7 +73,7 @@ def batch_for(model, present=PRESENT, draw=1):
 
 def global_counts(model, batch, masked):
     """The step's counts are larger than this micro-batch's own."""
-    own = model.count_targets(batch, SEED, masked=masked)
+    own = model.count_targets(batch, SEED)
     return {name: 2 * count + number for number, (name, count) in enumerate(own.items())}
 
 
@@ -83,7 +83,8 @@ def assert_same(model, batch, *, masked=True, training=True, counts=None, tolera
     model.zero_grad()
     output = model(batch, counts=counts, seed=SEED, masked=masked)
     expected = forward(model, batch, counts=counts, seed=SEED, masked=masked, training=training)
-    assert model.count_targets(batch, SEED, masked=masked) == expected.targets
+    counted = model.count_targets(batch, SEED, [name for name in model.objectives if masked or name != "masked"])
+    assert counted == expected.targets
     close = {"rtol": tolerance, "atol": tolerance}
     for m, name in enumerate(model.names):
         for b in range(batch.num_products):
@@ -137,10 +138,10 @@ def test_losses_total_and_gradients_under_every_harmony(tmp_path, kind, weighs):
     assert_same(model, batch_for(model))
 
 
-@pytest.mark.parametrize("switched_off", ["contrastive", "masked"])
+@pytest.mark.parametrize("weighed", ["contrastive", "masked"])
 @pytest.mark.parametrize("kind", ["cosine", "learned"])
-def test_harmony_weighs_only_what_its_switches_say(tmp_path, kind, switched_off):
-    model = model_of(tmp_path, f"harmony={{kind: {kind}, weighs: both, {switched_off}: false}}")
+def test_harmony_weighs_only_the_objectives_that_it_names(tmp_path, kind, weighed):
+    model = model_of(tmp_path, f"harmony={{kind: {kind}, weighs: both, objectives: [{weighed}]}}")
     assert_same(model, batch_for(model))
 
 
@@ -149,7 +150,7 @@ def test_learned_harmony_leaves_out_terms_without_targets_on_any_rank(tmp_path, 
     model = model_of(tmp_path, "harmony={kind: learned, strength: 1.5}")
     present = [[row[0], row[1], False, row[3], row[4]] for row in PRESENT]
     batch = batch_for(model, present)
-    counts = model.count_targets(batch, SEED, masked=masked)
+    counts = model.count_targets(batch, SEED)
     assert counts["itc/text-table"] == counts["itc/table-video"] == 0
     assert_same(model, batch, counts=counts, masked=masked)
 
@@ -172,7 +173,9 @@ def test_table_masks_of_every_unit(tmp_path, unit):
     assert_same(model, batch_for(model))
 
 
-@pytest.mark.parametrize("overrides", [(), ("objectives.contrastive.learn_temperature=false", "objectives.contrastive.temperature=0.001")])
+@pytest.mark.parametrize(
+    "overrides", [(), ("objectives.contrastive.learn_temperature=false", "objectives.contrastive.temperature=0.001")]
+)
 def test_the_temperature_has_a_bound(tmp_path, overrides):
     model = model_of(tmp_path, *overrides, log_scale=LARGE)
     # The bound is kept in float32 where the temperature is not learned.
@@ -181,7 +184,11 @@ def test_the_temperature_has_a_bound(tmp_path, overrides):
 
 def test_a_temperature_that_is_not_learned(tmp_path):
     """0.125 is a power of two, but its logarithm is kept in float32."""
-    model = model_of(tmp_path, "objectives.contrastive.learn_temperature=false", f"objectives.contrastive.temperature={math.exp(-1.5)}")
+    model = model_of(
+        tmp_path,
+        "objectives.contrastive.learn_temperature=false",
+        f"objectives.contrastive.temperature={math.exp(-1.5)}",
+    )
     assert_same(model, batch_for(model))
 
 
@@ -200,7 +207,10 @@ BLOCKS = {
 
 @pytest.mark.parametrize("blocks", BLOCKS)
 def test_states_of_every_kind_of_block(tmp_path, blocks):
-    text = TEXT[: TEXT.index("  blocks:")] + "  contrastive: {projection_dim: 6, pairs: all, weight: 0.375}\n"
+    text = (
+        TEXT[: TEXT.index("  blocks:")]
+        + "  projection_dim: 6\n  objectives: {contrastive: {pairs: all, weight: 0.375}}\n"
+    )
     # A file without blocks of its own takes the base's, which an override cannot take away.
     text += "  " + BLOCKS[blocks].replace("blocks=", "blocks: ") + "\n"
     # A causal modality's first row sees itself alone, so that it cannot be the summary.
@@ -215,7 +225,8 @@ def test_a_model_of_two_modalities_keeps_their_numbers(tmp_path):
   hidden_size: 8
   num_heads: 2
   ffn_dim: 12
-  contrastive: {projection_dim: 6, pairs: all, weight: 0.75}
+  projection_dim: 6
+  objectives: {contrastive: {pairs: all, weight: 0.75}}
 """
     spec = tiny_spec(tmp_path, text=text)
     kept = {name: spec.modalities[name] for name in ("table", "audio")}
@@ -242,7 +253,8 @@ def test_precomputed_features_and_modalities_without_mask_or_summary(tmp_path):
     video: {embedder: feature_rows, mask_ratio: 0.5, mask_unit: frame, input: {kind: feature_rows, rows: 5, dim: 7}}
     audio: {embedder: feature_rows, mask_ratio: 0.0, cls: token, input: {kind: feature_rows, rows: 4, dim: 5}}
   blocks: {unimodal: {repeat: 1}}
-  contrastive: {projection_dim: 6, pairs: [[video, image], [image, audio]], weight: 1.5}
+  projection_dim: 6
+  objectives: {contrastive: {pairs: [[video, image], [image, audio]], weight: 1.5}}
 """
     for absent in ("drop", "zeros"):
         model = model_of(tmp_path, f"absent={absent}", "harmony={kind: cosine, weighs: both}", text=text)

@@ -32,6 +32,11 @@ class Term:
     weight: float = 1.0
     """Its factor in the total."""
 
+    @property
+    def family(self) -> str:
+        """What stands before the slash of its name."""
+        return self.name.partition("/")[0]
+
 
 class States(NamedTuple):
     """What the model hands to its objectives. A tuple, which ZeRO-3's hooks can look into."""

@@ -4,6 +4,7 @@ B products, M modalities, K terms of one objective.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +98,10 @@ def weighted_total(
         summed_K = objective(states, own, (factor_K / count_K).detach(), pool)
         loss_K = summed_K / count_K
         losses.update(zip((term.name for term in objective.terms), loss_K.unbind(), strict=True))
-        total = total + (loss_K * factor_K).sum()
+        # Family by family: another order of additions would change the last bits.
+        sizes = [len(list(family)) for _, family in groupby(term.family for term in objective.terms)]
+        for part in (loss_K * factor_K).split(sizes):
+            total = total + part.sum()
     if weights.penalty is not None:
         # Once per optimizer step: every micro-batch bears its products' share.
         total = total + weights.penalty * (states.batch.num_products / max(counts[PRODUCTS], 1))

@@ -34,7 +34,9 @@ class View:
     """What is taken from the model under test: its configuration, its names and its parameters."""
 
     def __init__(self, model) -> None:
-        self.spec, self.config, self.names, self.pair_names = model.spec, model.config, model.names, model.pair_names
+        self.spec, self.config, self.names = model.spec, model.config, model.names
+        contrastive = getattr(model.objectives, "contrastive", None)
+        self.pair_names = contrastive.pair_names if contrastive is not None else ()
         self.weights = dict(model.named_parameters())
 
 
@@ -128,9 +130,9 @@ def _add_losses(result: Result, model, batch, segments, counts, masked: bool) ->
         )
         summed = _contrastive(model, result.unimodal, pair, batch.num_products, weights)
         result.losses[name] = summed / max(counts[name], 1)
-        result.total = result.total + result.losses[name] * spec.contrastive.weight * weights.scale.get(
-            tuple(pair), 1.0
-        )
+        result.total = result.total + result.losses[name] * spec.objectives["contrastive"].get(
+            "weight", 1.0
+        ) * weights.scale.get(tuple(pair), 1.0)
     result.targets["products"] = batch.num_products
     result.total = result.total + weights.penalty * (batch.num_products / max(counts["products"], 1))
 
@@ -142,7 +144,7 @@ def _head_losses(model, name: str, content, x: Tensor, logit_weight) -> Tensor:
     hidden = content_rows[content.masked]
 
     def own(what: str) -> Tensor:
-        return model.weights[f"heads.{name}.{what}"]
+        return model.weights[f"objectives.masked.heads.{name}.{what}"]
 
     def norm(h: Tensor) -> Tensor:
         return F.layer_norm(h, h.shape[-1:], own("norm.weight"), own("norm.bias"), model.spec.layer_norm_eps)
@@ -161,12 +163,12 @@ def _head_losses(model, name: str, content, x: Tensor, logit_weight) -> Tensor:
 
 def _contrastive(model, unimodal, pair, num_products: int, weights: harmony.Weights) -> Tensor:
     """Mean of the two directions of InfoNCE, summed over the products that have both modalities."""
-    config = model.spec.contrastive
+    config = model.spec.objectives["contrastive"]
     owners = [b for b in range(num_products) if all((b, m) in unimodal for m in pair)]
-    if config.learn_temperature:
+    if config.get("learn_temperature", True):
         scale = model.weights["objectives.contrastive.logit_scale"][0].exp()
     else:
-        scale = torch.tensor(1 / config.temperature, dtype=torch.float64)
+        scale = torch.tensor(1 / config["temperature"], dtype=torch.float64)
     scale = scale.clamp(max=100.0)
     summed = torch.zeros((), dtype=torch.float64)
     for query, key in (pair, pair[::-1]):

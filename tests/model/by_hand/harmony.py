@@ -24,7 +24,9 @@ def weights(model, summaries: dict[tuple[int, str], Tensor], num_products: int, 
     if config.kind == "none":
         return found
     pairs = [tuple(pair) for pair in model.pair_names]
-    terms = [(name, name) for name in model.names if config.masked] + (pairs if config.contrastive else [])
+    weighed = config.objectives or ["masked", "contrastive"]
+    tasks = [(m, m) for m in model.names if model.spec.modalities[m].mask_ratio > 0]
+    terms = (tasks if "masked" in weighed else []) + (pairs if "contrastive" in weighed else [])
     on_losses = config.kind == "paper_literal" or config.weighs in ("losses", "both")
     on_logits = config.kind == "paper_literal" or config.weighs in ("logits", "both")
     scores = model.weights.get("harmony.scores")
@@ -37,9 +39,9 @@ def weights(model, summaries: dict[tuple[int, str], Tensor], num_products: int, 
                         table[b, first, second] = graph.get((first, second), 0.0)
         return found
     if config.kind == "learned":
-        # The scores' order: every modality's task, then every pair.
-        order = [(name, name) for name in model.names] + pairs
-        chosen = [term in terms and active[term] for term in order]
+        # The scores' order: that of the weighed objectives' terms.
+        order = terms
+        chosen = [active[term] for term in order]
         share = (
             torch.softmax(torch.stack([s for s, on in zip(scores, chosen, strict=True) if on]), 0)
             if any(chosen)

@@ -80,7 +80,7 @@ def test_unimodal_text_states_are_those_of_the_bert(tmp_path, bert):
     tokens, found = text_states(model, spec)
     expected = bert(tokens, output_hidden_states=True).hidden_states[2][0]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
-    assert torch.equal(model.heads["text"].decoder_weight, bert.embeddings.word_embeddings.weight)
+    assert torch.equal(model.objectives.masked.heads["text"].decoder_weight, bert.embeddings.word_embeddings.weight)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "camembert", "electra"])

@@ -7,25 +7,20 @@ import torch
 from model_cases import all_patterns, backward, batch_of, build, run, tiny_spec
 
 from m5ds.config import HarmonyConfig
-from m5ds.model.masking import count_targets
-from m5ds.model.objectives.harmony import Harmony, cosine_graph
+from m5ds.model.objectives.base import Term
+from m5ds.model.objectives.harmony import Harmony, HarmonyWeights, cosine_graph
 
-PAIRS = ((0, 1), (1, 2))
+TERMS = [Term(name=str(modalities), modalities=modalities) for modalities in ((0,), (1,), (2,), (0, 1), (1, 2))]
 ALL_ON = (True,) * 5
 
 
 def learned(**kwargs):
-    return Harmony(HarmonyConfig(kind="learned", **kwargs), 3, PAIRS)
+    return Harmony(HarmonyConfig(kind="learned", **kwargs), 3, TERMS)
 
 
 def total_of(harmony, losses_K, active=ALL_ON):
     weights = harmony(torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool), active)
-    parts = [losses_K[:3].sum(), losses_K[3:].sum()]
-    if weights.task_scale_M is not None:
-        parts[0] = (losses_K[:3] * weights.task_scale_M).sum()
-    if weights.pair_scale_P is not None:
-        parts[1] = (losses_K[3:] * weights.pair_scale_P).sum()
-    return sum(parts) + weights.penalty
+    return (losses_K * weights.terms.scale_K).sum() + weights.penalty
 
 
 def test_learned_weights_start_equal_and_keep_their_sum():
@@ -33,9 +28,9 @@ def test_learned_weights_start_equal_and_keep_their_sum():
     with torch.no_grad():
         harmony.scores.copy_(torch.randn(5, generator=torch.Generator().manual_seed(1)))
     weights = harmony(torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool), ALL_ON)
-    assert (weights.task_scale_M.sum() + weights.pair_scale_P.sum()).item() == pytest.approx(5.0)
+    assert weights.terms.scale_K.sum().item() == pytest.approx(5.0)
     fresh = learned()(torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool), ALL_ON)
-    assert torch.allclose(fresh.task_scale_M, torch.ones(3)) and fresh.penalty.item() == pytest.approx(0.0, abs=1e-6)
+    assert torch.allclose(fresh.terms.scale_K, torch.ones(5)) and fresh.penalty.item() == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("strength", [0.5, 2.0])
@@ -63,12 +58,12 @@ def test_learned_terms_without_targets_get_no_gradient():
     assert torch.equal(harmony.scores.grad, torch.zeros(5))
 
 
-def test_switched_off_terms_keep_weight_one():
-    harmony = learned(contrastive=False)
-    with torch.no_grad():
-        harmony.scores.copy_(torch.arange(5.0))
-    weights = harmony(torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool), ALL_ON)
-    assert weights.pair_scale_P is None and weights.task_scale_M.sum().item() == pytest.approx(3.0)
+def test_an_objective_that_harmony_does_not_name_has_no_score(tmp_path):
+    spec = tiny_spec(tmp_path, "harmony={kind: learned, objectives: [contrastive]}", "blocks.unimodal.repeat=1")
+    model = build(spec)
+    assert [name for name, _ in model.harmonised] == ["contrastive"] * 4 and model.harmony.scores.shape == (4,)
+    with pytest.raises(ValueError, match="model.harmony.objectives names matching; the model has masked, contrastive"):
+        build(tiny_spec(tmp_path, "harmony={kind: learned, objectives: [matching]}"))
 
 
 def test_cosine_graph_is_the_released_formula_over_present_modalities():
@@ -108,7 +103,8 @@ def test_paper_literal_at_zero_gives_no_feature_gradient_and_only_turns_negative
 
 @pytest.mark.parametrize(("contrastive", "masked"), [(False, False), (True, False), (False, True), (True, True)])
 def test_switches_say_what_the_cosine_graph_weighs(tmp_path, contrastive, masked):
-    switches = f"contrastive: {str(contrastive).lower()}, masked: {str(masked).lower()}"
+    named = [name for name, is_on in (("contrastive", contrastive), ("masked", masked)) if is_on]
+    switches = f"objectives: [{', '.join(named)}]"
     base = tiny_spec(tmp_path, "blocks.unimodal.repeat=1")
     spec = tiny_spec(tmp_path, "blocks.unimodal.repeat=1", f"harmony={{kind: cosine, weighs: both, {switches}}}")
     batch = batch_of(base, all_patterns())
@@ -134,7 +130,7 @@ def test_the_penalty_is_taken_once_per_optimizer_step(tmp_path):
 
 @pytest.mark.parametrize(("kind", "shape"), [("learned", (5,)), ("paper_literal", (3, 3))])
 def test_scores_start_at_zero(kind, shape):
-    harmony = Harmony(HarmonyConfig(kind=kind), 3, PAIRS)
+    harmony = Harmony(HarmonyConfig(kind=kind), 3, TERMS)
     assert torch.equal(harmony.scores, torch.zeros(shape))
     assert harmony.initial_value("scores") == 0.0 and harmony.initial_value("other") is None
 
@@ -144,23 +140,22 @@ def test_terms_that_take_no_part_have_weight_one_and_share_no_penalty():
     with torch.no_grad():
         harmony.scores.copy_(torch.tensor([0.0, math.log(3), 9.0, -4.0, 0.0]))
     weights = harmony(torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool), (True, True, False, False, False))
-    torch.testing.assert_close(weights.task_scale_M, torch.tensor([0.5, 1.5, 1.0]))
-    assert torch.equal(weights.pair_scale_P, torch.ones(2))
+    torch.testing.assert_close(weights.terms.scale_K, torch.tensor([0.5, 1.5, 1.0, 1.0, 1.0]))
     # Twice the divergence of (1/4, 3/4) from equal shares.
     expected = 0.5 * 2 * (0.25 * math.log(0.25 * 2) + 0.75 * math.log(0.75 * 2))
     assert weights.penalty.item() == pytest.approx(expected, rel=1e-5)
     none = harmony(torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool), (False,) * 5)
-    assert torch.equal(none.task_scale_M, torch.ones(3)) and torch.equal(none.pair_scale_P, torch.ones(2))
+    assert torch.equal(none.terms.scale_K, torch.ones(5))
     assert none.penalty == 0.0
 
 
 @pytest.mark.parametrize("kind", ["learned", "paper_literal"])
 def test_an_empty_batch_has_weights_of_one(kind):
-    harmony = Harmony(HarmonyConfig(kind=kind), 3, PAIRS)
+    harmony = Harmony(HarmonyConfig(kind=kind), 3, TERMS)
     weights = harmony(torch.zeros(0, 3, 4), torch.ones(0, 3, dtype=torch.bool), ALL_ON)
-    assert torch.equal(weights.task_scale_M, torch.ones(3)) and torch.equal(weights.pair_scale_P, torch.ones(2))
+    assert torch.equal(weights.terms.scale_K, torch.ones(5))
 
 
 def test_without_harmony_there_is_no_weight():
-    weights = Harmony(HarmonyConfig(), 3, PAIRS)(torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool), ALL_ON)
-    assert weights == (None,) * 7
+    weights = Harmony(HarmonyConfig(), 3, TERMS)(torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool), ALL_ON)
+    assert weights == HarmonyWeights() and weights.terms == (None,) * 3

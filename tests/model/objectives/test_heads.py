@@ -8,8 +8,8 @@ import torch
 from model_cases import batch_of, build, tiny_spec
 from torch import nn
 
-from m5ds.model.objectives import masked_heads as heads
-from m5ds.model.objectives.masked_heads import HeadContext, standardized
+from m5ds.model.objectives import heads
+from m5ds.model.objectives.heads import HeadContext, standardized
 
 FULL = [[True] * 5] * 3
 
@@ -78,6 +78,6 @@ def test_a_registered_head_is_found_by_its_name(tmp_path, monkeypatch):
 
 def test_the_model_gives_every_head_its_own_modality(tmp_path):
     model = build(tiny_spec(tmp_path))
-    widths = {name: model.heads[name].decoder.out_features for name in ("image", "video", "audio")}
+    widths = {name: model.objectives.masked.heads[name].decoder.out_features for name in ("image", "video", "audio")}
     assert widths == {name: model.spec.modalities[name].input.dim for name in widths}
-    assert model.heads["table"].decoder_weight is model.embeddings.table_token
+    assert model.objectives.masked.heads["table"].decoder_weight is model.embeddings.table_token

@@ -4,14 +4,15 @@ import pytest
 import torch
 from model_cases import tiny_spec
 
-from m5ds.model.objectives.pairs import contrastive_pairs, pair_name
+from m5ds.model.objectives.pairs import chosen_pairs, pair_name
 from m5ds.model.precision import wide
 
 NAMES = ("image", "text", "table", "video", "audio")
 
 
 def pairs_of(tmp_path, *overrides):
-    return contrastive_pairs(tiny_spec(tmp_path, *overrides))
+    spec = tiny_spec(tmp_path, *overrides)
+    return chosen_pairs(spec.objectives["contrastive"]["pairs"], spec, "contrastive")
 
 
 def test_the_chain_joins_neighbours_in_table_order(tmp_path):
@@ -22,10 +23,6 @@ def test_the_chain_joins_neighbours_in_table_order(tmp_path):
 def test_all_is_every_pair_once(tmp_path):
     found = pairs_of(tmp_path, "objectives.contrastive.pairs=all")
     assert found == tuple((a, b) for i, a in enumerate(NAMES) for b in NAMES[i + 1 :]) and len(found) == 10
-
-
-def test_none_is_no_pair(tmp_path):
-    assert pairs_of(tmp_path, "objectives.contrastive=null") == ()
 
 
 @pytest.mark.parametrize(("kind", "count"), [("chain", 3), ("all", 6)])
