@@ -46,6 +46,8 @@ class Batch:
     """int64: the epoch or mixture draw; philox.EVALUATION_DRAW in evaluation."""
     label_B: Tensor
     """int64: index into the manifest's category list, -1 where unknown."""
+    group_B: Tensor | None = None
+    """int64 on the CPU: stable hash of the catalogue's group (variants of one product); None: each is alone in its."""
     present_BM: Tensor
     """bool on the CPU: True = present. Equals `length_B > 0` of each modality."""
     modalities: dict[str, ModalityRows] = field(default_factory=dict)

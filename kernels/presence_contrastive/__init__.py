@@ -3,6 +3,8 @@
 Shape letters: B local products, C products of the gathered global batch, M modalities, D width, P pairs.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,7 @@ def presence_contrastive(
     weights_BP: Tensor | None = None,
     loss_weights_BP: Tensor | None = None,
     path: str | None = None,
+    groups: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Local sums of InfoNCE per pair and direction: loss_P2, float32 (float64 for float64 inputs).
 
@@ -32,7 +35,8 @@ def presence_contrastive(
     with keys[:, i]. A query's loss is logsumexp over keys minus the logit of `positive_B[b]`, its own index (int64)
     in the gathered batch, which must have every modality that the query has; logit = logit_scale * weights_BP[b, p] *
     <f, k>, and `loss_weights_BP[b, p]` multiplies the loss. Presence is bool, True = present; `logit_scale` is a
-    scalar tensor.
+    scalar tensor. `groups` (int64 [B] and [C], of queries and keys): a key of the query's group is left out, unless it
+    is its positive; such calls take the torch path on a GPU too.
 
     Gradients flow to features, keys, logit_scale and both weights; a pair without queries has loss zero and zero
     gradients. Features and keys share a dtype. `ValueError` names a bad argument.
@@ -41,10 +45,15 @@ def presence_contrastive(
     factors = {"logit_scale": logit_scale, "weights_BP": weights_BP, "loss_weights_BP": loss_weights_BP}
     _check(features_BMD, keys_CMD, present_BM, keys_present_CM, positive_B, pairs)
     _check_factors(factors, features_BMD, len(pairs))
+    _check_groups(groups, features_BMD, keys_CMD)
+    if groups is not None and path is None:
+        path = "torch"
     chosen = choose_path("presence_contrastive", features_BMD.device, path)
+    if groups is not None and chosen == "triton":
+        raise ValueError("groups: the Triton kernels do not know them; use path torch or reference")
     arguments = (features_BMD, keys_CMD, present_BM, keys_present_CM, positive_B, pairs)
     if chosen == "reference":
-        return presence_contrastive_reference(*arguments, logit_scale, weights_BP, loss_weights_BP)
+        return presence_contrastive_reference(*arguments, logit_scale, weights_BP, loss_weights_BP, groups)
     wide = torch.float64 if features_BMD.dtype == torch.float64 else torch.float32
     is_query_PB = torch.stack([present_BM[:, i] & present_BM[:, j] for i, j in pairs])
     factor_PB = logit_scale.to(wide).reshape(1, 1).expand(len(pairs), features_BMD.shape[0])
@@ -54,7 +63,7 @@ def presence_contrastive(
         # Imported when first used: a machine without a GPU needs no Triton.
         from m5ds.kernels.presence_contrastive.triton_path import query_losses_triton as query_losses
     else:
-        query_losses = QueryLosses.apply
+        query_losses = partial(QueryLosses.apply, groups)
     loss_P2B: Tensor = query_losses(*arguments, factor_PB[:, None].expand(-1, 2, -1).contiguous())
     if loss_weights_BP is not None:
         loss_P2B = loss_P2B * _of_queries(loss_weights_BP, is_query_PB, wide)[:, None]
@@ -102,6 +111,12 @@ def _check(
         lowest, highest = (int(value) for value in torch.aminmax(positive_B))
         if lowest < 0 or highest >= keys_CMD.shape[0]:
             raise ValueError(f"positive_B holds {lowest} to {highest}, keys_CMD has {keys_CMD.shape[0]} products")
+
+
+def _check_groups(groups: tuple[Tensor, Tensor] | None, features_BMD: Tensor, keys_CMD: Tensor) -> None:
+    for name, value, rows in zip(("queries", "keys"), groups or (), (features_BMD, keys_CMD), strict=False):
+        if value.dtype != torch.int64 or value.shape != rows.shape[:1]:
+            raise ValueError(f"groups of {name} must be int64 [{rows.shape[0]}], got {value.dtype} {list(value.shape)}")
 
 
 def _check_factors(factors: dict[str, Tensor | None], features_BMD: Tensor, num_pairs: int) -> None:

@@ -71,6 +71,7 @@ def cached_gradients(
     weights_BP: Tensor | None = None,
     loss_weights_BP: Tensor | None = None,
     path: str | None = None,
+    groups: tuple[Tensor, Tensor] | None = None,
 ) -> CachedGradients:
     """The loss of all of this rank's micro-batches against the global batch, and its gradients.
 
@@ -89,7 +90,7 @@ def cached_gradients(
         keys, keys_present_CM, first_row = gather(features, present_BM) if gather else (features, present_BM, 0)
         positive_B = torch.arange(features.shape[0], device=features.device) + first_row
         losses_P2 = presence_contrastive(
-            features, keys, present_BM, keys_present_CM, positive_B, pairs, scale, weights, loss_weights, path
+            features, keys, present_BM, keys_present_CM, positive_B, pairs, scale, weights, loss_weights, path, groups
         )
         inputs = [value for value in (features, scale, weights, loss_weights) if value is not None]
         grads = list(torch.autograd.grad(losses_P2, inputs, coefficient_P2.to(losses_P2.dtype)))

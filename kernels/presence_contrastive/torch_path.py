@@ -41,6 +41,7 @@ class QueryLosses(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        groups: tuple[Tensor, Tensor] | None,
         features_BMD: Tensor,
         keys_CMD: Tensor,
         present_BM: Tensor,
@@ -57,6 +58,7 @@ class QueryLosses(torch.autograd.Function):
                 query_q = part.query_Q[chunk]
                 logits_qk = _products(features, keys_kD, part, query_q) * factor_P2B[part.place][query_q, None]
                 positive_q1 = part.positive_Q[chunk, None]
+                _leave_out(logits_qk, groups, part, chunk)
                 max_q, own_q = logits_qk.amax(1), logits_qk.gather(1, positive_q1)[:, 0]
                 others_q = logits_qk.sub_(max_q[:, None]).exp_().scatter_(1, positive_q1, 0.0).sum(1)
                 log_q = (others_q + (own_q - max_q).exp()).log()
@@ -66,7 +68,7 @@ class QueryLosses(torch.autograd.Function):
                 loss_P2B[part.place][query_q] = max_q - own_q + log_q
         tensors = (features_BMD, keys_CMD, present_BM, keys_present_CM, positive_B, factor_P2B, lse_P2B, rest_P2B)
         ctx.save_for_backward(*tensors)
-        ctx.pairs = pairs
+        ctx.pairs, ctx.groups = pairs, groups
         return loss_P2B
 
     @staticmethod
@@ -82,7 +84,9 @@ class QueryLosses(torch.autograd.Function):
                 query_q = part.query_Q[chunk]
                 products_qk = _products(features, keys_kD, part, query_q)
                 factor_q1 = factor_P2B[part.place][query_q, None]
-                grad_qk = (products_qk * factor_q1 - lse_P2B[part.place][query_q, None]).exp_()
+                logits_qk = products_qk * factor_q1
+                _leave_out(logits_qk, ctx.groups, part, chunk)
+                grad_qk = logits_qk.sub_(lse_P2B[part.place][query_q, None]).exp_()
                 grad_qk.scatter_(1, part.positive_Q[chunk, None], -rest_P2B[part.place][query_q, None])
                 grad_qk *= grad_P2B[part.place][query_q, None]
                 grad_factor_P2B[part.place][query_q] = (grad_qk * products_qk).sum(1)
@@ -91,7 +95,7 @@ class QueryLosses(torch.autograd.Function):
                 grad_keys_kD += grad_qk.t() @ features[:, part.i].index_select(0, query_q)
             grad_keys[part.key_K, part.j] += grad_keys_kD
         grads = grad_features.to(features_BMD.dtype), grad_keys.to(keys_CMD.dtype)
-        return *grads, None, None, None, None, grad_factor_P2B
+        return None, *grads, None, None, None, None, grad_factor_P2B
 
 
 def _wide(value: Tensor) -> Tensor:
@@ -117,6 +121,14 @@ def _chunks(part: _Direction) -> Iterator[slice]:
     step = max(16, _CHUNK_LOGITS // max(1, len(part.key_K)))
     for start in range(0, len(part.query_Q), step):
         yield slice(start, start + step)
+
+
+def _leave_out(logits_qk: Tensor, groups: tuple[Tensor, Tensor] | None, part: _Direction, chunk: slice) -> None:
+    """In place: no logit for keys of the query's own group, but for its positive."""
+    if groups is None:
+        return
+    is_out_qk = groups[0][part.query_Q[chunk], None] == groups[1][part.key_K]
+    logits_qk.masked_fill_(is_out_qk.scatter_(1, part.positive_Q[chunk, None], False), float("-inf"))
 
 
 def _products(features_BMD: Tensor, keys_kD: Tensor, part: _Direction, query_q: Tensor) -> Tensor:

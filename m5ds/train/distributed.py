@@ -3,7 +3,7 @@
 Shape letters: B products of this rank, G products of all ranks, M modalities, E features.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,8 +12,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from m5ds.cli import one_line
-
-Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, int]]
 
 
 class RankError(ValueError):
@@ -129,17 +127,19 @@ class _GatherRows(torch.autograd.Function):
         return grad_GF[start : start + ctx.sizes[dist.get_rank()]], None
 
 
-def feature_gather(sizes: list[int]) -> Gather | None:
-    """The cross-rank gather of contrastive features, with gradient; None on one rank.
+class FeatureGather:
+    """The cross-rank gather of contrastive features, with gradient (m5ds.model.objectives.pool.Gather)."""
 
-    `sizes[r]` is rank r's number of products in the micro-batch. The function takes features_BME (any float type) and
-    present_BM (bool) and returns all ranks' features_GME, present_GM (on the features' device) and the own row offset.
-    Presence travels as one more column, so that there is one collective.
-    """
-    if world_size() == 1:
-        return None
+    def __init__(self, sizes: list[int]) -> None:
+        """`sizes[r]` is rank r's number of products."""
+        self._sizes = sizes
 
-    def gather(features_BME: Tensor, present_BM: Tensor) -> tuple[Tensor, Tensor, int]:
+    def __call__(self, features_BME: Tensor, present_BM: Tensor) -> tuple[Tensor, Tensor, int]:
+        """All ranks' features_GME (any float type), present_GM (bool, on the features' device), the own row offset.
+
+        Presence travels as one more column, so that there is one collective.
+        """
+        sizes = self._sizes
         num_products, num_modalities, num_features = features_BME.shape
         assert num_products == sizes[rank()], f"{num_products} products on rank {rank()}, announced {sizes}"
         presence = present_BM.to(features_BME)
@@ -148,4 +148,16 @@ def feature_gather(sizes: list[int]) -> Gather | None:
         features_GME = all_GF[:, :-num_modalities].unflatten(1, (num_modalities, num_features))
         return features_GME, all_GF[:, -num_modalities:].bool(), sum(sizes[: rank()])
 
-    return gather
+    def integers(self, values_B: Tensor) -> Tensor:
+        """int64 [G] of all ranks' int64 [B], on the same device."""
+        padded = values_B.new_zeros(max(self._sizes))
+        padded[: len(values_B)] = values_B
+        gathered = padded.new_empty(len(self._sizes) * len(padded))
+        dist.all_gather_into_tensor(gathered, padded)
+        parts = gathered.view(len(self._sizes), len(padded))
+        return torch.cat([part[:size] for part, size in zip(parts, self._sizes, strict=True)])
+
+
+def feature_gather(sizes: list[int]) -> FeatureGather | None:
+    """The gather of contrastive features where rank r has `sizes[r]` products; None on one rank."""
+    return None if world_size() == 1 else FeatureGather(sizes)

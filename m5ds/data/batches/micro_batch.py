@@ -88,6 +88,10 @@ class MicroBatchMaker:
             product_B=keys.product_K,
             draw_B=keys.draw_K,
             label_B=torch.tensor([-1 if product is None else product.label for product in products], dtype=torch.int64),
+            group_B=torch.tensor(
+                [philox.product_hash("" if product is None else product.group) for product in products],
+                dtype=torch.int64,
+            ),
             present_BM=torch.stack([made.length_B > 0 for made in modalities.values()], dim=1),
             modalities=modalities,
         )

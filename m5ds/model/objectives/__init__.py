@@ -1,3 +1,3 @@
 """Objectives: one file each. Importing the package makes the shipped ones known to `model.objectives`."""
 
-from m5ds.model.objectives import classification, contrastive, masked
+from m5ds.model.objectives import classification, contrastive, masked, sigmoid

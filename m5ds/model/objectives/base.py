@@ -59,6 +59,11 @@ class States(NamedTuple):
     seed: int
     """The run's."""
 
+    def groups(self) -> Tensor:
+        """int64 [B] on the rows' device: the products' groups; a product that names none is alone in its."""
+        batch = self.batch
+        return (batch.product_B if batch.group_B is None else batch.group_B).to(self.fused_BMD.device)
+
 
 class TermWeights(NamedTuple):
     """What harmony makes of an objective's K terms, None where it is 1. fp32."""
@@ -96,12 +101,12 @@ class Objective(nn.Module):
     """Set where products are compared with the whole global batch: the loss over it, which a pool evaluates."""
 
     @classmethod
-    def wanted(cls, config: Any, model: M5Config) -> bool:
+    def wanted(cls, name: str, config: Any, model: M5Config) -> bool:
         """False where the model has nothing that the objective could work on."""
         return True
 
     @classmethod
-    def projected(cls, config: Any, model: M5Config) -> tuple[str, ...]:
+    def projected(cls, name: str, config: Any, model: M5Config) -> tuple[str, ...]:
         """Modalities whose unimodal summaries the objective reads projected (`States.unimodal_BMR`)."""
         return ()
 

@@ -12,13 +12,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from m5ds.batch import Batch
 from m5ds.inputs import STRICT
 from m5ds.kernels.presence_contrastive import presence_contrastive
 from m5ds.kernels.presence_contrastive.gradient_cache import cached_gradients
-from m5ds.model.configuration import M5Config
-from m5ds.model.objectives.base import Objective, ObjectiveContext, States, Term, TermWeights, register
-from m5ds.model.objectives.pairs import Pairs, chosen_pairs, count_pairs, pair_name
+from m5ds.model.objectives.base import ObjectiveContext, States, TermWeights, register
+from m5ds.model.objectives.pairs import PairObjective, Pairs
 from m5ds.model.objectives.pool import Cached, Gather, Pool, PoolInputs
 from m5ds.model.precision import wide
 
@@ -35,36 +33,26 @@ class ContrastiveConfig:
     weight: Annotated[float, Field(ge=0)] = 1.0
     temperature: Annotated[float, Field(gt=0)] = 0.1
     learn_temperature: bool = True
+    positives: Literal["product", "group"] = "product"
+    """`group`: products of one catalogue group (variants of one product) are left out of each other's denominators, so
+    that nothing pushes them apart. Shards of `build_shards --group-by-content` group byte-equal media too."""
 
 
 @register("contrastive")
-class Contrastive(Objective):
+class Contrastive(PairObjective):
     """InfoNCE over the chosen pairs. Owns the logit scale, kept as a logarithm and used in fp32."""
 
     config_class = ContrastiveConfig
+    family = "itc"
 
     def __init__(self, config: ContrastiveConfig, context: ObjectiveContext) -> None:
-        super().__init__()
-        names = context.model.spec.modality_names
-        self.pair_names = chosen_pairs(config.pairs, context.model.spec, context.name)
-        self.pairs: Pairs = tuple((names.index(first), names.index(second)) for first, second in self.pair_names)
-        self.terms = tuple(
-            Term(name=pair_name(*named), modalities=pair, weight=config.weight)
-            for named, pair in zip(self.pair_names, self.pairs, strict=True)
-        )
+        super().__init__(config, context)
+        self.by_group = config.positives == "group"
         self.global_loss = InfoNCE(self.pairs)
         self.initial_log_scale = math.log(1.0 / config.temperature)
         self.learned = config.learn_temperature
         if self.learned:
             self.logit_scale = nn.Parameter(torch.zeros(1))
-
-    @classmethod
-    def wanted(cls, config: ContrastiveConfig, model: M5Config) -> bool:
-        return bool(chosen_pairs(config.pairs, model.spec, "contrastive"))
-
-    @classmethod
-    def projected(cls, config: ContrastiveConfig, model: M5Config) -> tuple[str, ...]:
-        return tuple(name for pair in chosen_pairs(config.pairs, model.spec, "contrastive") for name in pair)
 
     def initial_value(self, name: str) -> float | None:
         """log(1 / temperature) for the logit scale (m5ds.model.initialization)."""
@@ -72,10 +60,6 @@ class Contrastive(Objective):
 
     def logged_parameters(self) -> dict[str, tuple[nn.Parameter, Callable[[Tensor], Tensor]]]:
         return {"contrastive/temperature": (self.logit_scale, lambda value: torch.exp(-value))} if self.learned else {}
-
-    def count_targets(self, batch: Batch, seed: int) -> dict[str, int]:
-        """Products that have both modalities of each pair."""
-        return count_pairs(batch, self.terms)
 
     def forward(self, states: States, weights: TermWeights, coefficient_K: Tensor, pool: Pool | None) -> Tensor:
         """Mean of both directions of each pair."""
@@ -88,6 +72,7 @@ class Contrastive(Objective):
             scalars=log_scale.clamp(max=MAX_LOG_SCALE).exp(),
             logit_weight_BK=weights.logit_BK,
             loss_weight_BK=weights.loss_BK,
+            group_B=states.groups() if self.by_group else None,
         )
         return pool(inputs, coefficient_K)
 
@@ -102,6 +87,7 @@ class InfoNCE:
         """Local sums, mean of both directions: fp32 [P]."""
         features_BMR = inputs.features_BMR
         keys_CMR, keys_present_CM, row_offset = gather(features_BMR, inputs.present_BM)
+        groups = None if inputs.group_B is None else (inputs.group_B, gather.integers(inputs.group_B))
         loss_P2 = presence_contrastive(
             features_BMR,
             keys_CMR,
@@ -112,6 +98,7 @@ class InfoNCE:
             inputs.scalars,
             inputs.logit_weight_BK,
             inputs.loss_weight_BK,
+            groups=groups,
         )
         return loss_P2.mean(1)
 
@@ -126,6 +113,7 @@ class InfoNCE:
             gather=gather,
             weights_BP=inputs.logit_weight_BK,
             loss_weights_BP=inputs.loss_weight_BK,
+            groups=None if inputs.group_B is None else (inputs.group_B, gather.integers(inputs.group_B)),
         )
         gradients = {
             "features_BMR": found.features_BMD,

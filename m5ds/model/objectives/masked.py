@@ -65,7 +65,7 @@ class Masked(Objective):
         )
 
     @classmethod
-    def wanted(cls, config: MaskedConfig, model: M5Config) -> bool:
+    def wanted(cls, name: str, config: MaskedConfig, model: M5Config) -> bool:
         return any(settings.mask_ratio > 0.0 for settings in model.spec.modalities.values())
 
     def count_targets(self, batch: Batch, seed: int) -> dict[str, int]:

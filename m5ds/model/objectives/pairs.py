@@ -1,14 +1,55 @@
-"""Which modality pairs are contrasted, what their losses are called, and how many products have both."""
+"""Objectives over pairs of modalities: which pairs, what their losses are called, and how many products have both."""
 
 import itertools
 from collections.abc import Sequence
+from typing import ClassVar, Protocol
 
 from m5ds.batch import Batch
 from m5ds.config import ModelConfig
-from m5ds.model.objectives.base import Term
+from m5ds.model.configuration import M5Config
+from m5ds.model.objectives.base import Objective, ObjectiveContext, Term
 
 Pairs = tuple[tuple[int, int], ...]
 """Places in the model of each pair's modalities."""
+
+
+class PairConfig(Protocol):
+    """What the section of an objective over pairs has."""
+
+    pairs: str | Sequence[tuple[str, str]]
+    weight: float
+
+
+class PairObjective(Objective):
+    """Base of objectives that compare the projected unimodal summaries of two modalities; a term each pair."""
+
+    family: ClassVar[str]
+    """Ahead of the slash in the terms' names."""
+
+    def __init__(self, config: PairConfig, context: ObjectiveContext) -> None:
+        super().__init__()
+        names = context.model.spec.modality_names
+        named = chosen_pairs(config.pairs, context.model.spec, context.name)
+        self.pair_names = named
+        self.pairs: Pairs = tuple((names.index(first), names.index(second)) for first, second in named)
+        self.terms = tuple(
+            Term(name=f"{self.family}/{first}-{second}", modalities=pair, weight=config.weight)
+            for (first, second), pair in zip(named, self.pairs, strict=True)
+        )
+
+    @classmethod
+    def wanted(cls, name: str, config: PairConfig, model: M5Config) -> bool:
+        return bool(chosen_pairs(config.pairs, model.spec, name))
+
+    @classmethod
+    def projected(cls, name: str, config: PairConfig, model: M5Config) -> tuple[str, ...]:
+        return tuple(one for pair in chosen_pairs(config.pairs, model.spec, name) for one in pair)
+
+    def count_targets(self, batch: Batch, seed: int) -> dict[str, int]:
+        """Products that have both modalities of each pair."""
+        present_MB = batch.present_BM.t()
+        both = [present_MB[i] & present_MB[j] for i, j in self.pairs]
+        return {term.name: int(both_B.sum()) for term, both_B in zip(self.terms, both, strict=True)}
 
 
 def chosen_pairs(
@@ -35,14 +76,3 @@ def chosen_pairs(
     if len(set(pairs)) != len(pairs):
         raise ValueError(f"{where} repeats a pair: {list(chosen)}")
     return tuple((first, second) for first, second in pairs)
-
-
-def pair_name(first: str, second: str) -> str:
-    """The name of the pair's loss in metrics and counts."""
-    return f"itc/{first}-{second}"
-
-
-def count_pairs(batch: Batch, terms: Sequence[Term]) -> dict[str, int]:
-    """By term, the products of the batch that have both of its modalities."""
-    present_MB = batch.present_BM.t()
-    return {term.name: int((present_MB[term.modalities[0]] & present_MB[term.modalities[1]]).sum()) for term in terms}

@@ -9,17 +9,21 @@ passes see the same features. A pool serves one optimizer step; an objective cal
 B products of one micro-batch, M modalities, R the projection's width, K terms.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, int]]
-"""(features_BMR, present_BM) -> (all_features_CMR, all_present_CM, row_offset): cross-rank, with gradient to the
-features.
-"""
+
+class Gather(Protocol):
+    """Products of all ranks, in rank order. Every call is collective."""
+
+    def __call__(self, features_BMR: Tensor, present_BM: Tensor) -> tuple[Tensor, Tensor, int]:
+        """(features_CMR, present_CM, the first row of this rank's), with gradient to the features of all ranks."""
+
+    def integers(self, values_B: Tensor) -> Tensor:
+        """int64 [C] of all ranks' int64 [B]."""
 
 
 class PoolInputs(NamedTuple):
@@ -31,6 +35,8 @@ class PoolInputs(NamedTuple):
     """The loss's own numbers (a logit scale, a bias), fp32."""
     logit_weight_BK: Tensor | None
     loss_weight_BK: Tensor | None
+    group_B: Tensor | None = None
+    """int64: products of one group are never each other's negatives; None: every product is alone in its."""
 
 
 DIFFERENTIABLE = ("features_BMR", "logit_weight_BK", "loss_weight_BK", "scalars")
@@ -54,6 +60,18 @@ class GlobalLoss(Protocol):
         """The sums and the gradients of sum(sums_K * coefficient_K). Collective."""
 
 
+def cached_by_autograd(loss: GlobalLoss, inputs: PoolInputs, coefficient_K: Tensor, gather: Gather) -> Cached:
+    """`GlobalLoss.cached` of a loss that autograd can differentiate as it stands. Collective."""
+    leaves = {
+        name: value.detach().requires_grad_() for name in DIFFERENTIABLE if (value := getattr(inputs, name)) is not None
+    }
+    with torch.enable_grad():
+        sums_K = loss.sums(inputs._replace(**leaves), gather)
+        found = torch.autograd.grad(sums_K, list(leaves.values()), coefficient_K.to(sums_K.dtype))
+    gradients: dict[str, Tensor | None] = dict.fromkeys(DIFFERENTIABLE)
+    return Cached(sums_K.detach(), gradients | dict(zip(leaves, found, strict=True)))
+
+
 class Pool(Protocol):
     """What an objective calls in its forward."""
 
@@ -64,16 +82,21 @@ class Pool(Protocol):
         """
 
 
-def gather_locally(features_BMR: Tensor, present_BM: Tensor) -> tuple[Tensor, Tensor, int]:
+class LocalGather:
     """The gather of a single rank."""
-    return features_BMR, present_BM, 0
+
+    def __call__(self, features_BMR: Tensor, present_BM: Tensor) -> tuple[Tensor, Tensor, int]:
+        return features_BMR, present_BM, 0
+
+    def integers(self, values_B: Tensor) -> Tensor:
+        return values_B
 
 
 class Gathered:
     """The pool of a step with one micro-batch a rank."""
 
     def __init__(self, loss: GlobalLoss, gather: Gather | None) -> None:
-        self._loss, self._gather = loss, gather or gather_locally
+        self._loss, self._gather = loss, gather or LocalGather()
 
     def __call__(self, inputs: PoolInputs, coefficient_K: Tensor) -> Tensor:
         return self._loss.sums(inputs, self._gather)
@@ -84,7 +107,7 @@ class Collected:
 
     def __init__(self, loss: GlobalLoss, gather: Gather | None) -> None:
         """`gather` collects the features of all micro-batches of all ranks; None: one rank."""
-        self._loss, self._gather = loss, gather or gather_locally
+        self._loss, self._gather = loss, gather or LocalGather()
         self._inputs: list[PoolInputs] = []
         self._coefficient_K: Tensor | None = None
 

@@ -25,16 +25,18 @@ def build(config: M5Config, token_table: Callable[[str], nn.Parameter | None]) -
     return {
         name: objective(spec, ObjectiveContext(name=name, model=config, token_table=token_table))
         for name, (objective, spec) in specs(config.spec.objectives).items()
-        if objective.wanted(spec, config)
+        if objective.wanted(name, spec, config)
     }
 
 
 def projected_modalities(config: M5Config) -> tuple[str, ...]:
     """Modalities whose unimodal summaries some objective reads projected, in the model's order."""
     found = {
-        name for objective, spec in specs(config.spec.objectives).values() for name in objective.projected(spec, config)
+        modality_name
+        for name, (objective, spec) in specs(config.spec.objectives).items()
+        for modality_name in objective.projected(name, spec, config)
     }
-    return tuple(name for name in config.spec.modality_names if name in found)
+    return tuple(one for one in config.spec.modality_names if one in found)
 
 
 def harmonised(config: M5Config, objectives: Mapping[str, Objective]) -> list[tuple[str, Term]]:

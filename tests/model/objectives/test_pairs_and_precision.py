@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from model_cases import tiny_spec
+from model_cases import build, tiny_spec
 
-from m5ds.model.objectives.pairs import chosen_pairs, pair_name
+from m5ds.model.objectives.pairs import chosen_pairs
 from m5ds.model.precision import wide
 
 NAMES = ("image", "text", "table", "video", "audio")
@@ -52,8 +52,15 @@ def test_a_pair_that_cannot_be_contrasted_is_refused(tmp_path, pairs, message):
         pairs_of(tmp_path, f"objectives.contrastive.pairs={pairs}", "modalities.table.cls=none")
 
 
-def test_a_pairs_loss_has_a_name():
-    assert pair_name("image", "text") == "itc/image-text"
+def test_a_pairs_loss_has_the_name_of_its_family_and_modalities(tmp_path):
+    model = build(tiny_spec(tmp_path, "objectives.sigmoid={pairs: [[video, text]]}"))
+    names = {name: [term.name for term in objective.terms] for name, objective in model.objectives.items()}
+    assert names["contrastive"][0] == "itc/image-text" and names["sigmoid"] == ["sig/text-video"]
+
+
+def test_the_refusal_names_the_objectives_key(tmp_path):
+    with pytest.raises(ValueError, match=r"model.objectives.second.pairs names 'smell'"):
+        build(tiny_spec(tmp_path, "objectives.second={kind: sigmoid, pairs: [[image, smell]]}"))
 
 
 @pytest.mark.parametrize(
