@@ -23,6 +23,14 @@ Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 
 
+MOVED = {
+    ".harmony.masked": "said by model.harmony.objectives",
+    ".harmony.contrastive": "said by model.harmony.objectives",
+    ".contrastive": "model.objectives.contrastive, and its projection_dim is model.projection_dim,",
+}
+"""Keys that an earlier version knew, by their end, and where their value is now."""
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be used. Its message is one line: file, key, value, remedy."""
 
@@ -262,6 +270,11 @@ def _validated(adapter: TypeAdapter[Settings], tree: dict[str, Any], where: str)
 def _explain(item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "unexpected_keyword_argument":
+        moved = next((where for old, where in MOVED.items() if f".{key}".endswith(old)), None)
+        if moved is not None:
+            return (
+                f"unknown key {key}: of the layout before losses were declared in model.objectives; it is {moved} now"
+            )
         return f"unknown key {key}; remove it or correct its spelling (docs/configuration.md lists the keys)"
     if item["type"] == "missing":
         return f"{key} is missing"

@@ -108,16 +108,34 @@ def test_a_table_of_bases_reaches_every_level(tmp_path):
 
 
 def test_a_kind_that_only_the_upper_file_names_replaces_the_lower_mapping(tmp_path):
-    (tmp_path / "base.yaml").write_text("harmony: {weighs: both}\ncontrastive: {weight: 2.0}\n")
+    (tmp_path / "base.yaml").write_text("harmony: {weighs: both}\nobjectives: {contrastive: {weight: 2.0}}\n")
     path = tmp_path / "run.yaml"
     minimal = "modalities: {text: {embedder: tokens, head: vocabulary, input: {kind: text_tokens}}}"
     path.write_text(
         f"name: x\ntrain: {{total_steps: 1}}\nmodel:\n  base: base.yaml\n  {minimal}\n"
-        "  harmony: {kind: learned}\n  contrastive: {temperature: 0.5}\n"
+        "  harmony: {kind: learned}\n  objectives: {contrastive: {temperature: 0.5}}\n"
     )
     model = config.load(path).model
     assert (model.harmony.kind, model.harmony.weighs) == ("learned", "losses")
-    assert (model.contrastive.weight, model.contrastive.temperature) == (2.0, 0.5)
+    assert model.objectives == {"contrastive": {"weight": 2.0, "temperature": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "model.contrastive.pairs=all",
+            r"unknown key model\.contrastive: .* it is model\.objectives\.contrastive, and its",
+        ),
+        (
+            "model.harmony.masked=false",
+            r"unknown key model\.harmony\.masked: .* it is said by model\.harmony\.objectives",
+        ),
+    ],
+)
+def test_keys_of_the_layout_before_objectives_say_where_they_are_now(override, message):
+    with pytest.raises(ConfigError, match=message):
+        config.load(QUICKSTART, [override])
 
 
 @pytest.mark.parametrize(("cls", "legal"), [("learned", False), ("token", False), ("last", True), ("mean", True)])

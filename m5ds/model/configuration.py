@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from transformers import PretrainedConfig
 
-from m5ds.config import ModelConfig
+from m5ds.config import MOVED, ModelConfig
 from m5ds.model.remote_code import AUTO_MAP, write_remote_code
 
 _ADAPTER: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
@@ -114,4 +114,7 @@ def _parsed(text: str) -> ModelConfig:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"config.json: model.{key}: {first['msg']}, got {first['input']!r}") from error
+        older = next(
+            (f" (an older layout: it is {now} now)" for old, now in MOVED.items() if f".{key}".endswith(old)), ""
+        )
+        raise ValueError(f"config.json: model.{key}: {first['msg']}, got {first['input']!r}{older}") from error
