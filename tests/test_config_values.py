@@ -25,7 +25,7 @@ def load(tmp_path):
 
 def leaves(tree, prefix=""):
     for name, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

@@ -26,7 +26,10 @@ def test_a_model_without_harmony_has_none(tmp_path):
 @pytest.mark.parametrize("weighs", ["losses", "logits"])
 def test_cosine_weights_are_means_over_the_products_that_have_both(tmp_path, weighs):
     model = tiny_model(
-        tmp_path, "model.harmony.kind=cosine", f"model.harmony.weighs={weighs}", "model.objectives.contrastive.pairs=all"
+        tmp_path,
+        "model.harmony.kind=cosine",
+        f"model.harmony.weighs={weighs}",
+        "model.objectives.contrastive.pairs=all",
     )
     batch = tiny_batch(model)
     found, fused_NMD = weights_of(model, batch)

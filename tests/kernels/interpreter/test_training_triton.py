@@ -37,7 +37,9 @@ def loss_curve(spec, path: str) -> list[float]:
 
 @pytest.mark.slow
 def test_twenty_steps_follow_the_torch_path(tmp_path):
-    spec = tiny_spec(tmp_path, "hidden_size=64", "num_heads=2", "blocks.unimodal.repeat=1", "objectives.contrastive.pairs=all")
+    spec = tiny_spec(
+        tmp_path, "hidden_size=64", "num_heads=2", "blocks.unimodal.repeat=1", "objectives.contrastive.pairs=all"
+    )
     expected = loss_curve(spec, "torch")
     actual = loss_curve(spec, "triton")
     assert last_path("cross_modal_attention") == last_path("presence_contrastive") == "triton"
