@@ -18,7 +18,8 @@ from m5ds.train import runtime
 
 runtime.prepare_environment()
 
-from m5ds.train import command  # noqa: E402
+from m5ds.pretrain import pretrain  # noqa: E402
+from m5ds.train.command import guarded, parse  # noqa: E402
 from m5ds.train.report.monitor import Monitor  # noqa: E402
 
 
@@ -51,7 +52,7 @@ def main() -> None:
         sys.argv = ["m5ds/pretrain.py", *(case.get("arguments") or printed(results[-1]["stdout"]))]
         stdout, stderr = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-            code = command.main()
+            code = guarded(lambda: pretrain(parse()))
         results.append({"code": code, "stdout": stdout.getvalue(), "stderr": stderr.getvalue()})
     out.write_text(json.dumps(results))
 
