@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from m5ds.batch import Batch
 from m5ds.model.configuration import M5Config
+from m5ds.model.objectives.total import Objectives
 from m5ds.model.pooling import OPERATIONS, pool
 
 
@@ -17,8 +18,9 @@ class M5PreTrainedModel(PreTrainedModel):
     config_class = M5Config
     base_model_prefix = ""
     supports_gradient_checkpointing = False
+    config: M5Config
     projections: nn.ModuleDict
-    objectives: nn.ModuleDict
+    objectives: Objectives
     frozen = False
     """True: training mode is for the objectives alone; the states stay those of evaluation."""
 

@@ -27,6 +27,7 @@ from m5ds.model.objectives import total
 from m5ds.model.objectives.base import States
 from m5ds.model.objectives.harmony import Harmony
 from m5ds.model.objectives.pool import Pool
+from m5ds.model.objectives.total import Objectives
 from m5ds.model.summaries import Projection, RowIndex, scatter_products, summarize
 
 
@@ -76,12 +77,12 @@ class M5ForPretraining(M5PreTrainedModel):
         self.projections = nn.ModuleDict(
             {name: Projection(dim, spec.projection_dim, eps) for name in total.projected_modalities(config)}
         )
-        self.objectives = nn.ModuleDict(total.build(config, self.embeddings.token_table))
+        self.objectives = Objectives.of(config, self.embeddings.token_table)
         self.harmonised = total.harmonised(config, self.objectives)
         self.harmony = Harmony(spec.harmony, len(names), [term for _, term in self.harmonised])
         self._tied_weights_keys = {
             f"objectives.{name}.{own}": other
-            for name, objective in self.objectives.items()
+            for name, objective in self.objectives.chosen()
             for own, other in objective.tied_weights().items()
         }
         self.post_init()
@@ -91,8 +92,7 @@ class M5ForPretraining(M5PreTrainedModel):
         """Targets of every loss in this micro-batch, by name, and `products`: what `forward` divides by once it is
         summed over ranks and accumulation. `chosen` objectives only; None: all.
         """
-        wanted = self.objectives if chosen is None else chosen
-        return total.count_targets({name: self.objectives[name] for name in wanted}, batch, seed)
+        return self.objectives.count_targets(batch, seed, chosen)
 
     def forward(
         self,
@@ -144,8 +144,7 @@ class M5ForPretraining(M5PreTrainedModel):
             states = States(
                 unimodal_BMR, fused_BMD, x_TD, layout.present_BM, masks if masked else None, layout, index, batch, seed
             )
-            wanted = self.objectives if chosen is None else chosen
-            able = [name for name in wanted if masked or not self.objectives[name].masked_input]
+            able = [name for name, one in self.objectives.chosen(chosen) if masked or not one.masked_input]
             output.losses, output.loss = total.weighted_total(
                 self.objectives, self.harmony, self.harmonised, states, counts, pools, able
             )

@@ -134,19 +134,19 @@ class FeatureGather:
         """`sizes[r]` is rank r's number of products."""
         self._sizes = sizes
 
-    def __call__(self, features_BME: Tensor, present_BM: Tensor) -> tuple[Tensor, Tensor, int]:
-        """All ranks' features_GME (any float type), present_GM (bool, on the features' device), the own row offset.
+    def __call__(self, features_BMR: Tensor, present_BM: Tensor) -> tuple[Tensor, Tensor, int]:
+        """All ranks' features_GMR (any float type), present_GM (bool, on the features' device), the own row offset.
 
         Presence travels as one more column, so that there is one collective.
         """
         sizes = self._sizes
-        num_products, num_modalities, num_features = features_BME.shape
+        num_products, num_modalities, num_features = features_BMR.shape
         assert num_products == sizes[rank()], f"{num_products} products on rank {rank()}, announced {sizes}"
-        presence = present_BM.to(features_BME)
-        rows_BF = torch.cat([features_BME.flatten(1), presence], dim=1)
+        presence = present_BM.to(features_BMR)
+        rows_BF = torch.cat([features_BMR.flatten(1), presence], dim=1)
         all_GF = _GatherRows.apply(rows_BF, sizes)
-        features_GME = all_GF[:, :-num_modalities].unflatten(1, (num_modalities, num_features))
-        return features_GME, all_GF[:, -num_modalities:].bool(), sum(sizes[: rank()])
+        features_GMR = all_GF[:, :-num_modalities].unflatten(1, (num_modalities, num_features))
+        return features_GMR, all_GF[:, -num_modalities:].bool(), sum(sizes[: rank()])
 
     def integers(self, values_B: Tensor) -> Tensor:
         """int64 [G] of all ranks' int64 [B], on the same device."""

@@ -73,7 +73,7 @@ def initialize(model: Any, config: RunConfig, ds: dict[str, Any], total_steps: i
 def logged_parameters(model: M5ForPretraining) -> dict[str, float]:
     """What objectives show of their parameters (a temperature), from the fp32 master copies. Collective."""
     values = {}
-    for objective in model.objectives.values():
+    for _, objective in model.objectives.chosen():
         for name, (parameter, convert) in objective.logged_parameters().items():
             value = safe_get_full_fp32_param(parameter)
             values[name] = float(convert((parameter if value is None else value).detach().float()).item())

@@ -47,8 +47,8 @@ class TrainStep:
         self.engine, self.model, self.seed = engine, model, seed
         self.precision, self.directory = precision, directory
         self.chosen = tuple(model.objectives if objectives is None else objectives)
-        self.masked = any(model.objectives[name].masked_input for name in self.chosen)
-        self.loss_names = [term.name for name in self.chosen for term in model.objectives[name].terms]
+        self.masked = any(one.masked_input for _, one in model.objectives.chosen(self.chosen))
+        self.loss_names = model.objectives.term_names(self.chosen)
         self.num_skipped = 0
         """Steps that fp16's loss scaler discarded in this process, in a row."""
 
@@ -87,6 +87,7 @@ class TrainStep:
         pools = self._pools(batches, counts)
         for number, batch in enumerate(batches, start=1):
             output = self._forward(batch, counts, self.chosen, pools)
+            assert output.loss is not None
             # DeepSpeed averages over ranks and accumulation steps; the counts are those of the whole step already.
             self.engine.backward(output.loss * (world_size * len(batches)))
             values = torch.stack([output.losses[name].detach().float() for name in self.loss_names])
@@ -109,8 +110,7 @@ class TrainStep:
 
     def _pools(self, batches: list[Batch], counts: dict[str, int]) -> Mapping[str, Pool]:
         """How objectives that compare products see the global batch; under accumulation by a first pass over it."""
-        found = {name: self.model.objectives[name].global_loss for name in self.chosen}
-        losses = {name: loss for name, loss in found.items() if loss is not None}
+        losses = self.model.objectives.global_losses(self.chosen)
         if not losses:
             return {}
         products = sum(batch.num_products for batch in batches)

@@ -99,9 +99,9 @@ class Sums:
     def __init__(self, job: Job) -> None:
         objectives = job.model.objectives
         self._job, self._chosen = job, tuple(objectives if job.objectives is None else job.objectives)
-        self._masked = tuple(name for name in self._chosen if objectives[name].masked_input)
+        self._masked = tuple(name for name, one in objectives.chosen(self._chosen) if one.masked_input)
         self._clean = tuple(name for name in self._chosen if name not in self._masked)
-        self._terms = [term.name for name in self._chosen for term in objectives[name].terms]
+        self._terms = objectives.term_names(self._chosen)
         self._sums = dict.fromkeys(self._terms, 0.0)
         self._targets = dict.fromkeys(self._terms, 0.0)
         self._divisor: dict[str, str] = {}
@@ -134,7 +134,7 @@ class Sums:
     def _forward(self, batch: Batch, chosen: Sequence[str], *, masked: bool) -> M5Output:
         job = self._job
         gather = distributed.feature_gather([batch.num_products] * distributed.world_size())
-        losses = {name: job.model.objectives[name].global_loss for name in chosen}
+        losses = job.model.objectives.global_losses(chosen)
         return job.engine(
             batch,
             # With every count 1 a loss is its local sum.
@@ -142,7 +142,7 @@ class Sums:
             seed=job.config.seed,
             masked=masked,
             chosen=chosen,
-            pools={name: Gathered(loss, gather) for name, loss in losses.items() if loss is not None},
+            pools={name: Gathered(loss, gather) for name, loss in losses.items()},
             measure=True,
         )
 

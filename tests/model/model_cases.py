@@ -91,8 +91,7 @@ def select(batch: Batch, spec: ModelConfig, products: list[int], **kwargs: Any) 
 
 def pools_of(model: M5ForPretraining, gather: Any) -> dict[str, Pool]:
     """How the model's objectives see the products that `gather` brings."""
-    losses = {name: objective.global_loss for name, objective in model.objectives.items()}
-    return {name: Gathered(loss, gather) for name, loss in losses.items() if loss is not None}
+    return {name: Gathered(loss, gather) for name, loss in model.objectives.global_losses().items()}
 
 
 def concatenated_gather(features: list[Tensor], present: list[Tensor], own: int) -> Any:

@@ -38,7 +38,7 @@ def mean_weights(
         first, last = term.modalities[0], term.modalities[-1]
         weight[first][last] = weight[last][first] = value
 
-    for objective in model.objectives.values():
+    for _, objective in model.objectives.chosen():
         for term in objective.terms:
             if term.modalities and bool(having(term).any()):
                 put(term, 1.0)

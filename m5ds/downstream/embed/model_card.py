@@ -53,7 +53,7 @@ def model_card(pretrained: Pretrained) -> str:
         "absent modalities": spec.absent,
         **{
             f"losses of {name}": ", ".join(term.name for term in objective.terms)
-            for name, objective in model.objectives.items()
+            for name, objective in model.objectives.chosen()
         },
         "harmony": spec.harmony.kind,
         "weights": f"sha256 {pretrained.fingerprint}",

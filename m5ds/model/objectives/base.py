@@ -53,7 +53,7 @@ class States(NamedTuple):
     """By modality bool [N] over content rows: True = masked. None where nothing was."""
     layout: PackedLayout
     """Of the fused rows."""
-    index: RowIndex
+    row_index: RowIndex
     """Where segments and content rows lie."""
     batch: Batch
     seed: int

@@ -83,7 +83,7 @@ class Masked(Objective):
         assert states.masks is not None
         rows = states.batch.modalities[name]
         (masked_K,) = states.masks[m].nonzero(as_tuple=True)
-        packed_K = states.index.content_rows(m, rows.length_B).index_select(0, masked_K)
+        packed_K = states.row_index.content_rows(m, rows.length_B).index_select(0, masked_K)
         product_K = states.layout.row_product_T.index_select(0, packed_K)
         chosen = [
             None if weight_BK is None else weight_BK[:, k].index_select(0, product_K)

@@ -16,8 +16,13 @@ Pairs = tuple[tuple[int, int], ...]
 class PairConfig(Protocol):
     """What the section of an objective over pairs has."""
 
-    pairs: str | Sequence[tuple[str, str]]
-    weight: float
+    @property
+    def pairs(self) -> str | Sequence[tuple[str, str]]:
+        """`chain`, `all`, or pairs of names."""
+
+    @property
+    def weight(self) -> float:
+        """Factor of every pair's loss."""
 
 
 class PairObjective(Objective):

@@ -113,7 +113,7 @@ class Collected:
 
     def __call__(self, inputs: PoolInputs, coefficient_K: Tensor) -> Tensor:
         """Zeros: the sums come in the second pass."""
-        self._inputs.append(PoolInputs(*(None if value is None else value.detach() for value in inputs)))
+        self._inputs.append(PoolInputs._make(None if value is None else value.detach() for value in inputs))
         self._coefficient_K = coefficient_K.detach()
         return torch.zeros_like(self._coefficient_K)
 

@@ -19,7 +19,7 @@ def specs(
     sections: Mapping[str, dict[str, Any] | None], where: str = "model"
 ) -> dict[str, tuple[type[Objective], Any]]:
     """By name, in order: the objective's class and its strict dataclass. ConfigError names `where` and the key."""
-    found = {}
+    found: dict[str, tuple[type[Objective], Any]] = {}
     for name, section in sections.items():
         if section is None:
             continue
@@ -37,7 +37,7 @@ def specs(
 
 def resolved(model: ModelConfig, where: str) -> ModelConfig:
     """The model section with every objective's keys filled in. ConfigError names `where` and the key."""
-    sections = {}
+    sections: dict[str, dict[str, Any] | None] = {}
     for name, (objective, spec) in specs(model.objectives, where).items():
         kind = (model.objectives[name] or {}).get("kind", name)
         sections[name] = {"kind": kind, **TypeAdapter(objective.config_class).dump_python(spec, mode="json")}

@@ -13,20 +13,50 @@ from m5ds.batch import Batch
 from m5ds.model.configuration import M5Config
 from m5ds.model.objectives.base import Objective, ObjectiveContext, States, Term, TermWeights
 from m5ds.model.objectives.harmony import Harmony, HarmonyWeights
-from m5ds.model.objectives.pool import Gathered, Pool
+from m5ds.model.objectives.pool import Gathered, GlobalLoss, Pool
 from m5ds.model.objectives.specs import specs
 
 PRODUCTS = "products"
 """The count of products, by which a term is divided that belongs to the step as a whole (harmony's penalty)."""
 
 
-def build(config: M5Config, token_table: Callable[[str], nn.Parameter | None]) -> dict[str, Objective]:
-    """The objectives that the configuration declares, by name. ValueError for one that the model cannot serve."""
-    return {
-        name: objective(spec, ObjectiveContext(name=name, model=config, token_table=token_table))
-        for name, (objective, spec) in specs(config.spec.objectives).items()
-        if objective.wanted(name, spec, config)
-    }
+class Objectives(nn.ModuleDict):
+    """The objectives that a configuration declares, by name, in order."""
+
+    @classmethod
+    def of(cls, config: M5Config, token_table: Callable[[str], nn.Parameter | None]) -> "Objectives":
+        """ValueError for an objective that the model cannot serve."""
+        return cls(
+            {
+                name: objective(spec, ObjectiveContext(name=name, model=config, token_table=token_table))
+                for name, (objective, spec) in specs(config.spec.objectives).items()
+                if objective.wanted(name, spec, config)
+            }
+        )
+
+    def __getitem__(self, name: str) -> Objective:
+        objective = super().__getitem__(name)
+        assert isinstance(objective, Objective)
+        return objective
+
+    def chosen(self, names: Sequence[str] | None = None) -> list[tuple[str, Objective]]:
+        """The named ones, all for None, in the order given."""
+        return [(name, self[name]) for name in (self if names is None else names)]
+
+    def term_names(self, names: Sequence[str] | None = None) -> list[str]:
+        """Names of the losses."""
+        return [term.name for _, objective in self.chosen(names) for term in objective.terms]
+
+    def global_losses(self, names: Sequence[str] | None = None) -> dict[str, GlobalLoss]:
+        """By objective, the losses that compare products with the whole global batch."""
+        return {name: one.global_loss for name, one in self.chosen(names) if one.global_loss is not None}
+
+    def count_targets(self, batch: Batch, seed: int, names: Sequence[str] | None = None) -> dict[str, int]:
+        """Targets of every loss in this micro-batch, by the term's name, and `products`."""
+        counts = {PRODUCTS: batch.num_products}
+        for _, objective in self.chosen(names):
+            counts |= objective.count_targets(batch, seed)
+        return counts
 
 
 def projected_modalities(config: M5Config) -> tuple[str, ...]:
@@ -39,7 +69,7 @@ def projected_modalities(config: M5Config) -> tuple[str, ...]:
     return tuple(one for one in config.spec.modality_names if one in found)
 
 
-def harmonised(config: M5Config, objectives: Mapping[str, Objective]) -> list[tuple[str, Term]]:
+def harmonised(config: M5Config, objectives: Objectives) -> list[tuple[str, Term]]:
     """The terms that harmony weighs, each with its objective's name. ValueError for an objective that is not there."""
     wanted = config.spec.harmony.objectives
     if missing := set(wanted or ()) - set(config.spec.objectives):
@@ -48,23 +78,15 @@ def harmonised(config: M5Config, objectives: Mapping[str, Objective]) -> list[tu
         )
     return [
         (name, term)
-        for name, objective in objectives.items()
+        for name, objective in objectives.chosen()
         if wanted is None or name in wanted
         for term in objective.terms
         if term.modalities
     ]
 
 
-def count_targets(objectives: Mapping[str, Objective], batch: Batch, seed: int) -> dict[str, int]:
-    """Targets of every loss in this micro-batch, by the term's name, and `products`."""
-    counts = {PRODUCTS: batch.num_products}
-    for objective in objectives.values():
-        counts |= objective.count_targets(batch, seed)
-    return counts
-
-
 def weighted_total(
-    objectives: Mapping[str, Objective],
+    objectives: Objectives,
     harmony: Harmony,
     weighed: Sequence[tuple[str, Term]],
     states: States,
@@ -76,19 +98,17 @@ def weighted_total(
 
     ValueError where `counts` lacks a term.
     """
-    wanted = [*(term.name for name in chosen for term in objectives[name].terms), PRODUCTS]
-    if missing := [name for name in wanted if name not in counts]:
+    if missing := [name for name in (*objectives.term_names(chosen), PRODUCTS) if name not in counts]:
         raise ValueError(f"counts lacks {', '.join(missing)}; make it with the model's count_targets")
     # By what the step holds, not by what this forward evaluates: both passes of a step must weigh alike.
-    able = {name for name in objectives if states.masks is not None or not objectives[name].masked_input}
+    able = {name for name, one in objectives.chosen() if states.masks is not None or not one.masked_input}
     active_K = tuple(name in able and counts.get(term.name, 0) > 0 for name, term in weighed)
     is_weighed = any(name in chosen for name, _ in weighed)
     weights = harmony(states.fused_BMD, states.present_BM, active_K) if is_weighed else HarmonyWeights()
     device = states.fused_BMD.device
     losses: dict[str, Tensor] = {}
     total = torch.zeros((), device=device)
-    for name in chosen:
-        objective = objectives[name]
+    for name, objective in objectives.chosen(chosen):
         own = _own_weights(name, objective, weighed, weights.terms)
         count_K = torch.tensor([float(max(counts[term.name], 1)) for term in objective.terms], device=device)
         factor_K = torch.tensor([term.weight for term in objective.terms], device=device)
