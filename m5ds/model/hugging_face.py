@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from m5ds.batch import Batch
 from m5ds.model.configuration import M5Config
 from m5ds.model.objectives.total import Objectives
-from m5ds.model.pooling import OPERATIONS, pool
+from m5ds.model.summaries import OPERATIONS, pool
 
 
 class M5PreTrainedModel(PreTrainedModel):

@@ -1,6 +1,8 @@
-"""One vector per product and modality out of a packed buffer, before fusion (projected) and after it (DESIGN 3.2).
+"""One vector per product and modality out of a packed buffer, before fusion (projected) and after it (DESIGN 3.2), and
+one vector for a product out of those.
 
-B products, M modalities, T packed rows, D width, R the projection's width, n products that have the modality.
+B products, M modalities, T packed rows, D width, R the projection's width, W width of the product's vector, n products
+that have the modality.
 """
 
 import torch
@@ -9,6 +11,9 @@ from torch import Tensor, nn
 
 from m5ds.kernels.common.layout import PackedLayout
 from m5ds.model.precision import wide
+
+OPERATIONS = ("concat", "mean", "sum")
+"""How `pool` joins modalities."""
 
 
 class RowIndex:
@@ -76,3 +81,18 @@ class Projection(nn.Module):
 
     def forward(self, summary_nD: Tensor) -> Tensor:
         return F.normalize(wide(self.projection(self.norm(summary_nD))), dim=-1)
+
+
+def pool(states_BMD: Tensor, present_BM: Tensor, operation: str, normalized: bool) -> Tensor:
+    """[B, W] fp32 from summaries and presence (bool, same device): W = M * D for `concat`, else D.
+
+    A product without any modality gets the zero vector, normalised or not.
+    """
+    shown_BMD = states_BMD.float() * present_BM[:, :, None]
+    if operation == "concat":
+        vector_BW = shown_BMD.flatten(1)
+    else:
+        vector_BW = shown_BMD.sum(1)
+        if operation == "mean":
+            vector_BW = vector_BW / present_BM.sum(1, keepdim=True).clamp(min=1)
+    return torch.nn.functional.normalize(vector_BW, dim=1) if normalized else vector_BW

@@ -4,7 +4,7 @@ import pytest
 import torch
 from model_cases import batch_of, build, tiny_spec
 
-from m5ds.model.pooling import pool
+from m5ds.model.summaries import pool
 
 STATES = torch.tensor([[[1.0, 2.0], [3.0, 5.0], [-7.0, 0.5]], [[4.0, 1.0], [2.0, 9.0], [1.0, 1.0]]])
 PRESENT = torch.tensor([[True, False, True], [False, False, False]])

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from m5ds import modality
-from m5ds.model.pooling import OPERATIONS
+from m5ds.model.summaries import OPERATIONS
 
 STATES = ("fused", "contrastive", "dense")
 _INFO = "embeddings.json"

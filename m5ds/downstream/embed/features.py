@@ -14,7 +14,7 @@ from m5ds.downstream.embed.embeddings import OPERATIONS, STATES, check_modalitie
 from m5ds.downstream.embed.presence import with_modalities
 from m5ds.model.m5mmt import M5ForPretraining
 from m5ds.model.objectives.classification import ClassifierHead
-from m5ds.model.pooling import pool
+from m5ds.model.summaries import pool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
