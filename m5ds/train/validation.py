@@ -133,8 +133,9 @@ class Sums:
 
     def _forward(self, batch: Batch, chosen: Sequence[str], *, masked: bool) -> M5Output:
         job = self._job
-        gather = distributed.feature_gather([batch.num_products] * distributed.world_size())
         losses = job.model.objectives.global_losses(chosen)
+        sizes = [batch.num_products] * distributed.world_size()
+        gather = distributed.feature_gather(sizes) if losses else None
         return job.engine(
             batch,
             # With every count 1 a loss is its local sum.

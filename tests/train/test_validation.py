@@ -8,10 +8,9 @@ from model_cases import SEED, VOCAB_SIZE, build, run, tiny_spec
 
 from m5ds.data.batches.random_batch import random_batch
 from m5ds.kernels.common.philox import EVALUATION_DRAW
-from m5ds.model.masking import count_targets
 from m5ds.train import distributed
 from m5ds.train.report import retrieval
-from m5ds.train.validation import _losses, _retrieval, validate
+from m5ds.train.validation import HeldOut, Sums, _retrieval
 
 PRESENCE = [
     [[True] * 5, [True, True, False, True, True], [False, True, True, False, False]],
@@ -41,10 +40,37 @@ class Loaded:
         self.closed = True
 
 
-def validated(model, requested: int = 0):
-    loader, noted = Loaded(model), []
-    stop, budget = SimpleNamespace(requested=requested), SimpleNamespace(note=noted.append)
-    report = validate(model, model, loader, stop, budget, seed=SEED, device=torch.device("cpu"))
+class Engine:
+    """Stands for DeepSpeed's engine."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, model) -> None:
+        self.model, self.train, self.eval = model, model.train, model.eval
+
+    def __call__(self, *arguments, **options):
+        return self.model(*arguments, **options)
+
+
+def job_of(model, objectives=None, validation=None, prepare=lambda batch: batch):
+    """A job, and what was listed as damaged."""
+    noted: list = []
+    job = SimpleNamespace(
+        model=model,
+        engine=Engine(model),
+        objectives=objectives,
+        config=SimpleNamespace(seed=SEED),
+        sources=SimpleNamespace(validation=validation),
+        budget=SimpleNamespace(note=noted.append),
+        prepare=prepare,
+    )
+    return job, noted
+
+
+def validated(model, requested: int = 0, **options):
+    loader = Loaded(model)
+    job, noted = job_of(model, validation=loader, **options)
+    report = HeldOut().measure(job, SimpleNamespace(requested=requested))
     assert model.training, "training goes on in training mode"
     return loader, report, noted
 
@@ -111,9 +137,56 @@ def test_a_request_of_another_rank_stops_validation_here_too(model, monkeypatch)
     assert report is None and loader.closed and asked == [{"stop": 0.0}]
 
 
-def test_losses_without_a_target_anywhere_are_left_out_and_others_are_means(monkeypatch):
+def test_losses_without_a_target_anywhere_are_left_out_and_others_are_means(model, monkeypatch):
     monkeypatch.setattr(distributed, "sum_over_ranks", lambda values: {key: 2 * item for key, item in values.items()})
-    assert _losses({"a": 6.0, "b": 0.0, "c": 5.0}, {"a": 4.0, "b": 0.0, "c": 1.0}) == {"loss/a": 1.5, "loss/c": 5.0}
+    sums = Sums(job_of(model)[0])
+    sums._sums = {"a": 6.0, "b": 0.0, "c": 5.0, "own/correct": 3.0, "own/none": 1.0}
+    sums._targets = {"a": 4.0, "b": 0.0, "c": 1.0}
+    sums._divisor = {"own/correct": "a", "own/none": "b"}
+    assert sums.report() == {"loss/a": 1.5, "loss/c": 5.0, "own/correct": 0.75}
+
+
+class Measuring(Sums):
+    """Writes down which objectives each pass evaluates."""
+
+    def __init__(self, job) -> None:
+        super().__init__(job)
+        self.passes: list = []
+
+    def _forward(self, batch, chosen, *, masked):
+        self.passes.append((tuple(chosen), masked))
+        return super()._forward(batch, chosen, masked=masked)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "passes"),
+    [
+        (None, [(("masked",), True), (("contrastive",), False)]),
+        (("masked",), [(("masked",), True), ((), False)]),
+        (("contrastive",), [(("contrastive",), False)]),
+    ],
+)
+def test_only_objectives_that_need_masks_see_a_masked_batch(model, objectives, passes):
+    sums = Measuring(job_of(model.eval(), objectives)[0])
+    with torch.no_grad():
+        first, second = (sums.add(batch) for batch in Loaded(model).batches)
+    clean = first
+    assert sums.passes == passes * 2 and second.losses.keys() == first.losses.keys()
+    assert clean.fused_BMD.shape[0] == 3
+    wanted = {term.name for name in objectives or ("masked", "contrastive") for term in model.objectives[name].terms}
+    assert {name.removeprefix("loss/") for name in sums.report()} == wanted
+
+
+def test_without_a_validation_split_nothing_is_measured(model):
+    job, noted = job_of(model)
+    assert HeldOut().measure(job, SimpleNamespace(requested=0)) == {} and noted == []
+    assert HeldOut.from_start and not HeldOut.finished
+
+
+def test_batches_are_prepared_as_the_jobs_are(model):
+    seen = []
+    validated(model, prepare=lambda batch: seen.append(batch.ids) or batch)
+    assert len(seen) == 2 and seen[0][0] == "product-0-0"
 
 
 def products(count: int, seed: int = 0) -> dict[str, torch.Tensor]:
