@@ -35,11 +35,12 @@ def test_matrices_alone_decay_and_every_parameter_is_given_once(tmp_path, base) 
 
 def test_temperature_is_the_inverse_of_the_logit_scale(tmp_path) -> None:
     model = build(tiny_spec(tmp_path, "objectives.contrastive.temperature=0.2"))
-    assert engine.temperature(model) == pytest.approx(0.2)
+    assert engine.logged_parameters(model) == {"contrastive/temperature": pytest.approx(0.2)}
     with torch.no_grad():
-        model.contrastive.logit_scale.fill_(3.0)
-    assert engine.temperature(model) == pytest.approx(math.exp(-3.0))
-    assert engine.temperature(build(tiny_spec(tmp_path, "objectives.contrastive.learn_temperature=false"))) is None
+        model.objectives.contrastive.logit_scale.fill_(3.0)
+    assert engine.logged_parameters(model) == {"contrastive/temperature": pytest.approx(math.exp(-3.0))}
+    fixed = build(tiny_spec(tmp_path, "objectives.contrastive.learn_temperature=false"))
+    assert engine.logged_parameters(fixed) == {}
 
 
 def test_weights_are_partitioned_from_the_start_under_stage_3_only(monkeypatch) -> None:
@@ -106,4 +107,4 @@ def test_the_temperature_is_read_from_the_optimizers_copy_where_there_is_one(tmp
     """Under bf16 the module's own scale is rounded."""
     model = build(tiny_spec(tmp_path))
     monkeypatch.setattr(engine, "safe_get_full_fp32_param", lambda parameter: torch.tensor(2.0))
-    assert engine.temperature(model) == pytest.approx(math.exp(-2.0))
+    assert engine.logged_parameters(model) == {"contrastive/temperature": pytest.approx(math.exp(-2.0))}

@@ -155,17 +155,17 @@ def test_deepspeed_is_told_ranks_device_steps_and_precision(monkeypatch) -> None
         assert plan.resolved["scheduler"]["params"] == {"total_num_steps": 40, "warmup_num_steps": 10}
         assert plan.resolved["optimizer"]["params"]["torch_adam"] is True
         assert not plan.resolved["bf16"]["enabled"] and plan.precision.name == "fp32"
-        assert plan.facts["world_size"] == 2
+        assert plan.identity["world_size"] == 2
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(start, "choose", lambda *_: Precision("bf16", "here"))
     plan = ranks.run(lambda _: planned(tree=tree))[0]
     assert "torch_adam" not in plan.resolved["optimizer"]["params"]
-    assert plan.resolved["bf16"]["enabled"] and plan.facts["precision"] == "bf16"
+    assert plan.resolved["bf16"]["enabled"] and plan.identity["precision"] == "bf16"
 
 
-def test_facts_say_what_the_run_is() -> None:
+def test_the_identity_says_what_the_run_is() -> None:
     plan = planned("seed=4", task="none")
-    assert plan.facts == {
+    assert plan.identity == {
         "config": run_config("seed=4").to_dict(),
         "world_size": 1,
         "zero_stage": 3,
@@ -178,7 +178,7 @@ def test_facts_say_what_the_run_is() -> None:
 
 
 def found_with(**changes) -> checkpoint.Found:
-    state = {**planned().facts, "step": 5, **changes}
+    state = {**planned().identity, "step": 5, **changes}
     return checkpoint.Found(root=Path("runs/a/checkpoints"), tag="step-00000005", state=state)
 
 
@@ -223,7 +223,7 @@ def calls(monkeypatch) -> list:
 
 
 def plan_of(resolved: dict) -> start.Plan:
-    return start.Plan(total_steps=7, resolved=resolved, precision=Precision("fp32", ""), facts={})
+    return start.Plan(total_steps=7, resolved=resolved, precision=Precision("fp32", ""), identity={})
 
 
 def test_a_new_engine_loads_nothing(calls) -> None:

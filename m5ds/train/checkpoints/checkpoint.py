@@ -105,7 +105,7 @@ def check_same_run(found: Found, state: dict[str, Any], world_size: int) -> list
     `state` is the present run's state. Raises ValueError that names the first differing key.
     """
     where = f"{found.root / found.tag}"
-    if "objectives" not in found.state["config"]["model"]:
+    if "contrastive" in found.state["config"]["model"]:
         raise ValueError(
             f"{where} was saved by a version ({found.state['code_version']}) whose losses were not declared in"
             " model.objectives (CHANGELOG.md, CHECKPOINT): resume with that version, or start anew with --resume none"

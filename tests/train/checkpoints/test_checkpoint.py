@@ -141,6 +141,12 @@ def test_every_key_of_the_model_must_stay() -> None:
             check(facts(), facts(**changed))
 
 
+def test_a_checkpoint_of_the_layout_before_objectives_is_refused_by_one_line() -> None:
+    older = facts(config__model__contrastive={"pairs": "all"}, code_version="abc123")
+    with pytest.raises(ValueError, match=r"^r/t was saved by a version \(abc123\) whose losses .* --resume none$"):
+        check(older, facts())
+
+
 def test_other_differences_are_told_with_both_values_and_those_of_either_side() -> None:
     now = facts(config__name="p", config__train__log_every=5, config__data__tokenizer={"path": "x"})
     now["config"]["more"] = {"a": 1}

@@ -12,6 +12,7 @@ from m5ds.config import BlockConfig, ModalityConfig, ModelConfig
 from m5ds.data.batches.random_batch import random_batch
 from m5ds.inputs import FeatureRows, TextTokens
 from m5ds.model.configuration import M5Config
+from m5ds.model.m5mmt import M5ForPretraining
 from m5ds.train import faults, schedule
 from m5ds.train.checkpoints import tags
 from m5ds.train.distributed import RankError
@@ -233,7 +234,7 @@ def test_the_final_table_shows_first_and_last_losses_and_the_mean_over_contrasti
         [],
         ["loss", "first", "last"],
         ["training", "mlm", "4.0000", "1.0000"],
-        ["training", "itc,", "2", "pairs", "2.5000", "0.7500"],
+        ["training", "itc,", "mean", "of", "2", "2.5000", "0.7500"],
         ["held", "out", "mlm", "5.0000", "2.5000"],
     ]
     assert summary._losses(Ends())[2:] == []
@@ -258,11 +259,9 @@ def test_the_final_table_shows_retrieval_before_after_and_against_chance():
 
 
 def test_fp16_may_discard_a_hundred_steps_in_a_row_and_not_one_more(tmp_path):
-    text = ModalityConfig(input=TextTokens(), embedder="tokens", head="vocabulary")
+    text = ModalityConfig(input=TextTokens(), embedder="tokens", head="vocabulary", mask_unit="token")
     spec = ModelConfig(modalities={"text": text}, blocks={"encoder": BlockConfig()})
-    model = SimpleNamespace(
-        config=M5Config.from_spec(spec, vocab_size=9, mask_id=4, special_ids=[0]), names=(), tasks={}, pair_names=()
-    )
+    model = M5ForPretraining(M5Config.from_spec(spec, vocab_size=9, mask_id=4, special_ids=[0]))
     engine = SimpleNamespace(was_step_applied=lambda: False)
     step = TrainStep(engine, model, seed=0, precision="fp16", directory=tmp_path)
     for _ in range(100):

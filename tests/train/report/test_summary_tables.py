@@ -22,7 +22,7 @@ def test_losses_show_first_and_last_with_pairs_averaged() -> None:
     assert [line.split() for line in lines if line] == [
         ["loss", "first", "last"],
         ["training", "mlm", "4.0000", "2.5000"],
-        ["training", "itc,", "2", "pairs", "2.0000", "0.7500"],
+        ["training", "itc,", "mean", "of", "2", "2.0000", "0.7500"],
     ]
 
 
