@@ -5,15 +5,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from downstream_examples import tiny_batch, tiny_model, tiny_run
 
 from m5ds.data.decode.media import BadMedia
 from m5ds.downstream.measure.categories import CategoryLevel
-from m5ds.downstream.settings import ClassificationConfig, DownstreamConfig
-from m5ds.downstream.tasks import finetune
-from m5ds.downstream.tasks.classifier import ProductClassifier
+from m5ds.downstream.settings import ClassificationConfig
+from m5ds.downstream.tasks.classifier import add_classifier
+from m5ds.downstream.tasks.finetune import EarlyStopping, Labels
 from m5ds.downstream.tasks.labels import ClassChoice
+from m5ds.model.objectives.classification import TASK
 from m5ds.train.faults import BadMediaBudget
+from m5ds.train.job import Job
 from m5ds.train.precision import Precision
 
 LABELS = [0, 1, 2, 0, 1, 2, -1, 0]
@@ -22,7 +25,7 @@ LABELS = [0, 1, 2, 0, 1, 2, -1, 0]
 class Engine:
     """What the loop asks of DeepSpeed's engine, without an optimizer."""
 
-    device = "cpu"
+    device = torch.device("cpu")
 
     def __init__(self, model):
         self.model, self.modes = model, []
@@ -47,7 +50,10 @@ class Engine:
         return True
 
     def get_lr(self):
-        return [0.0]
+        return [0.25, 0.5]
+
+    def get_global_grad_norm(self):
+        return 1.0
 
 
 class Stop:
@@ -86,33 +92,39 @@ class Training:
 
     def steps(self, position, num_steps):
         for _ in range(num_steps):
-            yield SimpleNamespace(micro_batches=self.batches(), bad_media=[], num_decoded=1)
+            yield SimpleNamespace(micro_batches=self.batches(), bad_media=[], num_decoded=1, wait_seconds=0.0)
+
+
+LEVEL = CategoryLevel.of(["Home / A", "Home / B", "Toys"], "leaf")
+CLASSES = ClassChoice(count_C=np.array([3, 3, 3]), kept_C=np.ones(3, bool), dropped=())
 
 
 @pytest.fixture
 def job(tmp_path, monkeypatch):
-    settings = ClassificationConfig(dense_size=8, patience=5)
-    encoder = tiny_model(tmp_path)
-    model = ProductClassifier(encoder, settings, 3, seed=0)
-    batches = lambda: [tiny_batch(encoder, labels=LABELS)]  # noqa: E731
-    made = finetune.FinetuneJob(
-        settings=DownstreamConfig(name="t", classification=settings),
+    model = tiny_model(tmp_path)
+    add_classifier(model, ClassificationConfig(dense_size=8), CLASSES.count_C, seed=0)
+    batches = lambda: [tiny_batch(model, labels=LABELS)]  # noqa: E731
+    made = Job(
         config=tiny_run(tmp_path, "train.validate_every=2", "train.global_batch_size=8"),
         directory=tmp_path,
         sources=SimpleNamespace(validation=Validation(batches()), training=Training(batches)),
-        level=CategoryLevel.of(["Home / A", "Home / B", "Toys"], "leaf"),
-        classes=ClassChoice(count_C=np.array([3, 3, 3]), kept_C=np.ones(3, bool), dropped=()),
         model=model,
+        objectives=(TASK,),
         engine=Engine(model),
         precision=Precision("fp32", "the test's"),
+        validation=EarlyStopping(patience=5),
         total_steps=4,
-        facts={},
+        identity={},
         budget=BadMediaBudget(tmp_path / "bad_media.jsonl", 0.0),
+        prepare=Labels(level=LEVEL, classes=CLASSES, modalities=model.names),
     )
     made.saved = []
-    monkeypatch.setattr(
-        finetune, "_save", lambda job, root, keep: job.saved.append((root.parent.name, job.step, job.validated))
-    )
+
+    def save_to(self, root, keep):
+        made.saved.append((root.parent.name, self.step, self.validated))
+        return f"step-{self.step:08d}"
+
+    monkeypatch.setattr(Job, "save_to", save_to)
     return made
 
 
@@ -121,6 +133,9 @@ class Monitor:
         self.records = []
 
     def advance(self, **shown):
+        pass
+
+    def say(self, line):
         pass
 
     def record(self, step, kind, values):

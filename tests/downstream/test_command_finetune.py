@@ -2,11 +2,12 @@
 
 import signal
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from m5ds.config import ConfigError
 from m5ds.downstream import command
@@ -16,8 +17,9 @@ from m5ds.downstream.measure.bootstrap import Interval
 from m5ds.downstream.measure.results import Result, Table
 from m5ds.downstream.report import report
 from m5ds.downstream.settings import ClusteringConfig, DownstreamConfig
-from m5ds.downstream.tasks import finetune, jobs, robustness
+from m5ds.downstream.tasks import classifier, finetune, jobs, robustness
 from m5ds.downstream.tasks.labels import UNSEEN_NAMES
+from m5ds.train import loop as training
 from m5ds.train import runtime, stopping
 from m5ds.train.report import monitor
 
@@ -28,6 +30,7 @@ class Model:
 
     head: str | None
     source: str
+    model: torch.nn.Module = field(default_factory=torch.nn.Module, compare=False)
 
     @property
     def state(self):
@@ -243,22 +246,28 @@ class Stub:
 def classify(calls, monkeypatch, written, tmp_path):
     """Runs the classification with a loop that ends with the given signal."""
     closed = []
+    settings = DownstreamConfig(name="n", seed=6)
     job = SimpleNamespace(
         directory=tmp_path, step=3, total_steps=8, sources=SimpleNamespace(close=lambda: closed.append(1))
     )
     monkeypatch.setattr(monitor, "Monitor", Stub)
     monkeypatch.setattr(stopping, "StopRequest", Stub)
-    monkeypatch.setattr(finetune, "describe", lambda job: "described")
+    monkeypatch.setattr(finetune, "describe", lambda job, settings, classes: "described")
     monkeypatch.setattr(finetune, "learning_curve", lambda directory: [str(directory)])
-    monkeypatch.setattr(
-        finetune, "build_classifier", lambda settings, pretrained, classes: SimpleNamespace(head=f"new {classes}")
-    )
+
+    def add_classifier(model, config, count_C, *, seed):
+        assert (model, config, seed) == (PRETRAINED.model, settings.classification, settings.seed)
+        model.added = SimpleNamespace(head=f"new {count_C}")
+        return model.added
+
+    monkeypatch.setattr(classifier, "add_classifier", add_classifier)
 
     def table(evaluation, model, name="test"):
         return Table(name=f"{name} of {model.head}", metrics={})
 
-    def prepare(evaluation, pretrained, model, ds, resume):
-        assert (pretrained, model.head, ds, resume) == (PRETRAINED, "new classes", "ds", "auto")
+    def prepare(evaluation, pretrained, ds, resume):
+        assert (pretrained, ds, resume) == (PRETRAINED, "ds", "auto")
+        assert pretrained.model.added.head == "new counts" and not pretrained.model.training
         return job
 
     def run(stop_signal=0, stage="pretrain", out=None, given=PRETRAINED):
@@ -270,8 +279,9 @@ def classify(calls, monkeypatch, written, tmp_path):
             assert task == "classification" and model is PRETRAINED
             return made(task, stage, extras, tables)
 
-        monkeypatch.setattr(finetune, "finetune", loop)
-        evaluation = SimpleNamespace(settings=None, classes="classes", result=result)
+        monkeypatch.setattr(training, "train", loop)
+        classes = SimpleNamespace(count_C="counts")
+        evaluation = SimpleNamespace(settings=settings, classes=classes, result=result)
         arguments = Namespace(
             **{"task": "classification", "resume": "auto", "out": out, "checkpoint": "runs/a", "shards": None},
             **{"untrained": False, "overrides": ["a=1"], "config": "c", "ds_config": "d", "traceback": False},
@@ -290,7 +300,7 @@ def test_a_finetuned_model_is_tested_and_recorded_beside_its_start(classify, wri
     assert calls == [("load", str(tmp_path), False)] and classify.closed == [1]
     (result,) = written.values()
     assert list(written) == [str(tmp_path)] and result.stage == "finetune"
-    assert [table.name for table in result.tables] == ["test of None", "before finetuning of new classes"]
+    assert [table.name for table in result.tables] == ["test of None", "before finetuning of new counts"]
     assert result.settings == {"learning_curve": [str(tmp_path)], "pretrained": "runs/a"}
     assert "described" in capsys.readouterr().out
     assert classify(stage="untrained", out="there") == (0, tmp_path)

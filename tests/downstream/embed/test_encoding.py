@@ -14,7 +14,7 @@ from m5ds.downstream.embed.evaluation_data import EvaluationData, damage_files, 
 from m5ds.downstream.embed.features import FeatureOptions
 from m5ds.downstream.embed.presence import with_modalities
 from m5ds.downstream.embed.pretrained import export_pretrained, fingerprint, load_pretrained, load_weights
-from m5ds.downstream.tasks.classifier import ClassifierHead
+from m5ds.model.objectives.classification import ClassifierHead
 
 NAMES = ("image", "text", "table", "video", "audio")
 ALL = FeatureOptions(modalities=NAMES)

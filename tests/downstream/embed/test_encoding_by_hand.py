@@ -18,8 +18,8 @@ from m5ds.downstream.report import pictures
 from m5ds.downstream.search import query
 from m5ds.downstream.search.query import Query
 from m5ds.downstream.tasks import clustering
-from m5ds.downstream.tasks.classifier import ClassifierHead
 from m5ds.downstream.tasks.clustering import cluster
+from m5ds.model.objectives.classification import ClassifierHead
 
 TEN = embedding_set(
     np.arange(20.0).reshape(10, 2), np.arange(10), group=[f"g{i}" for i in range(10)],
@@ -163,7 +163,7 @@ def test_widths_and_vectors_follow_the_states_and_the_operation(tmp_path):
     check_states(model, options, head)
     for asked, available in (
         (options, model),
-        (FeatureOptions(modalities=NAMES, states="contrastive"), SimpleNamespace(pair_names=())),
+        (FeatureOptions(modalities=NAMES, states="contrastive"), SimpleNamespace(projections={})),
     ):
         with pytest.raises(ValueError, match=f"states {asked.states} need"):
             check_states(available, asked, None)

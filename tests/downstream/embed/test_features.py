@@ -6,7 +6,7 @@ from downstream_examples import tiny_batch, tiny_model
 
 from m5ds.config import ConfigError
 from m5ds.downstream.embed.features import FeatureOptions, encode, pool, vector_width
-from m5ds.downstream.tasks.classifier import ClassifierHead
+from m5ds.model.objectives.classification import ClassifierHead
 
 NAMES = ("image", "text", "table", "video", "audio")
 

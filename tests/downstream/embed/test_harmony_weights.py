@@ -1,5 +1,6 @@
 """The modality weights that the report draws are those that the losses had."""
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,8 @@ from downstream_examples import tiny_batch, tiny_model
 
 from m5ds.downstream.embed.features import FeatureOptions, encode
 from m5ds.downstream.embed.harmony_weights import mean_weights
-from m5ds.model.objectives.harmony import cosine_graph
+from m5ds.model.objectives.base import Term, TermWeights
+from m5ds.model.objectives.harmony import HarmonyWeights, cosine_graph
 
 
 def weights_of(model, batch):
@@ -36,7 +38,7 @@ def test_cosine_weights_are_means_over_the_products_that_have_both(tmp_path, wei
     graph_BMM = cosine_graph(torch.from_numpy(fused_NMD), batch.present_BM)
     assert (found["kind"], found["weighs"], found["names"]) == ("cosine", weighs, list(model.names))
     weight = np.array(found["weight"], dtype=float)
-    for i, j in [*model.harmony.pairs, *((m, m) for m in range(5))]:
+    for i, j in [*itertools.combinations(range(5), 2), *((m, m) for m in range(5))]:
         both_B = batch.present_BM[:, i] & batch.present_BM[:, j]
         assert weight[i, j] == weight[j, i] == pytest.approx(graph_BMM[both_B, i, j].mean().item(), abs=1e-4)
 
@@ -56,49 +58,59 @@ def test_learned_weights_sum_to_the_number_of_losses_and_leave_out_those_without
 
 def test_what_the_configuration_leaves_unweighed_is_one(tmp_path):
     model = tiny_model(
-        tmp_path, "model.harmony.kind=cosine", "model.harmony.masked=false", "model.objectives.contrastive.pairs=all"
+        tmp_path,
+        "model.harmony.kind=cosine",
+        "model.harmony.objectives=[contrastive]",
+        "model.objectives.contrastive.pairs=all",
     )
     weight = np.array(weights_of(model, tiny_batch(model))[0]["weight"], dtype=float)
     np.testing.assert_array_equal(np.diag(weight), 1.0)
     assert weight[0, 1] != 1.0
 
 
+TERMS = [Term(name=str(places), modalities=places) for places in ((0,), (2,), (0, 1), (1, 2))]
+
+
 class Harmony:
     """Answers with made-up weights; remembers which losses were said to be there."""
 
-    pairs = ((0, 1), (1, 2))
-
     def __init__(self, **given):
-        empty = dict.fromkeys(("task_scale_M", "task_loss_BM", "task_logit_BM"))
-        empty |= dict.fromkeys(("pair_scale_P", "pair_loss_BP", "pair_logit_BP"))
-        self.found, self.asked = SimpleNamespace(**(empty | given)), None
+        self.found, self.asked = HarmonyWeights(TermWeights(**given)), None
 
     def __call__(self, fused_NMD, present_NM, counted):
         self.asked = counted
         return self.found
 
 
-def asked_of(harmony, present, tasks=("a", "c")):
+def asked_of(harmony, present):
     spec = SimpleNamespace(harmony=SimpleNamespace(kind="cosine", weighs="losses"))
+    both = SimpleNamespace(
+        chosen=lambda: [("a", SimpleNamespace(terms=TERMS[:2])), ("b", SimpleNamespace(terms=TERMS[2:]))]
+    )
     model = SimpleNamespace(
-        spec=spec, names=("a", "b", "c"), tasks=tasks, harmony=harmony, parameters=lambda: iter([torch.zeros(1)])
+        spec=spec,
+        names=("a", "b", "c"),
+        objectives=both,
+        harmonised=[("a", TERMS[0]), ("a", TERMS[1]), ("b", TERMS[2]), ("b", TERMS[3])],
+        harmony=harmony,
+        parameters=lambda: iter([torch.zeros(1)]),
     )
     return mean_weights(model, np.zeros((len(present), 3, 2), np.float32), np.array(present, bool))
 
 
 def test_weights_are_those_of_the_products_that_have_the_modalities():
     present = [[1, 1, 0], [1, 0, 1], [0, 1, 0]]
-    by_product = torch.tensor([[1.0, 10.0, 100.0], [2.0, 20.0, 200.0], [4.0, 40.0, 400.0]])
-    harmony = Harmony(task_loss_BM=by_product, pair_logit_BP=by_product[:, :2])
+    by_product = torch.tensor([[1.0, 100.0, 1.0, 1.0], [2.0, 200.0, 1.0, 1.0], [4.0, 400.0, 1.0, 1.0]])
+    harmony = Harmony(loss_BK=by_product)
     found = asked_of(harmony, present)
-    assert harmony.asked == (True, False, True, True, False)
+    assert harmony.asked == (True, True, True, False)
     assert found["weight"] == [[1.5, 1.0, None], [1.0, None, None], [None, None, 200.0]]
     assert found["names"] == ["a", "b", "c"]
-    common = Harmony(
-        task_scale_M=torch.tensor([0.123456, 2, 3]), task_loss_BM=by_product, pair_scale_P=torch.tensor([5, 6])
-    )
+    common = Harmony(scale_K=torch.tensor([0.123456, 3, 5, 6]), loss_BK=by_product)
     found = asked_of(common, [[1, 1, 1]])
     assert found["weight"] == [[0.1235, 5.0, None], [5.0, None, 6.0], [None, 6.0, 3.0]]
     assert asked_of(Harmony(), [[1, 1, 0]])["weight"] == [[1.0, 1.0, None], [1.0, None, None], [None, None, None]]
-    first = Harmony(task_loss_BM=by_product, task_logit_BM=by_product * 7)
+    first = Harmony(loss_BK=by_product, logit_BK=by_product * 7)
     assert asked_of(first, present)["weight"][0][0] == 1.5
+    logits = Harmony(logit_BK=by_product * 7)
+    assert asked_of(logits, present)["weight"][0][0] == 10.5

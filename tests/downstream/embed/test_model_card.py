@@ -45,8 +45,8 @@ def test_the_training_is_told(trained):
     assert "# tiny\n" in card
     for line in ("| steps | 3, 24 products each |", "| precision | bf16, ZeRO-3 |", "| seed | 8 |"):
         assert line in card
-    assert "| masked objectives | mrp, mlm, mem, mfp, mam |" in card
-    assert "| contrastive pairs | image-text, text-table, table-video, video-audio |" in card
+    assert "| losses of masked | mrp, mlm, mem, mfp, mam |" in card
+    assert "| losses of contrastive | itc/image-text, itc/text-table, itc/table-video, itc/video-audio |" in card
     assert f"| weights | sha256 {trained.fingerprint} |" in card
 
 
@@ -71,6 +71,14 @@ def test_a_run_without_validation_says_so(trained, tmp_path):
     assert "not recorded here" in model_card(dataclasses.replace(trained, run=None, state=None))
 
 
+def objectives(**terms):
+    """What a card reads of a model's objectives: their terms' names."""
+    made = [
+        (name, SimpleNamespace(terms=[SimpleNamespace(name=one) for one in names])) for name, names in terms.items()
+    ]
+    return SimpleNamespace(chosen=lambda: made)
+
+
 @pytest.fixture
 def described(monkeypatch, tmp_path):
     """The card of a made-up model, line by line; `state` and `run` change what is known of its run."""
@@ -82,7 +90,7 @@ def described(monkeypatch, tmp_path):
         modalities=modalities,
         modality_names=tuple(inputs),
         hidden_size=16,
-        contrastive=SimpleNamespace(projection_dim=8),
+        projection_dim=8,
         absent="drop",
         harmony=SimpleNamespace(kind="cosine"),
     )
@@ -92,8 +100,7 @@ def described(monkeypatch, tmp_path):
         parameters=lambda: [torch.zeros(1000, 200), torch.zeros(50_000)],
         blocks=[1, 2, 3],
         num_unimodal=1,
-        tasks={"image": "mrp", "text": "mlm"},
-        pair_names=(("image", "text"), ("text", "table")),
+        objectives=objectives(masked=["mrp", "mlm"], contrastive=["itc/image-text", "itc/text-table"]),
     )
     splits = {
         "train": SimpleNamespace(num_products=9, presence_patterns={"image+text": 4, "text": 3, "": 2}),
@@ -124,16 +131,15 @@ def test_every_line_of_the_models_table(described):
         "| width | 16; 8 for contrastive states |",
         "| layers | 3, of which 1 see one modality alone |",
         "| absent modalities | drop |",
-        "| masked objectives | mrp, mlm |",
-        "| contrastive pairs | image-text, text-table |",
+        "| losses of masked | mrp, mlm |",
+        "| losses of contrastive | itc/image-text, itc/text-table |",
         "| harmony | cosine |",
         "| weights | sha256 ffffffff |",
     ]
     assert "The run that made it is not recorded here." in lines and "None was recorded." in lines
     (media,) = [line for line in lines if line.startswith("A product is a mapping")]
     assert "`description`, `attributes`, `images`; a medium is" in media
-    bare = described(tasks={}, pair_names=())
-    assert "| masked objectives | none |" in bare and "| contrastive pairs | none |" in bare
+    assert not [line for line in described(objectives=objectives()) if line.startswith("| losses of")]
 
 
 def test_every_line_of_the_trainings_table(described):

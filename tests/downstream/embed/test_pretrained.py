@@ -7,7 +7,7 @@ import torch
 from downstream_examples import tiny_model
 
 from m5ds.downstream.embed.pretrained import build_head, fingerprint, load_pretrained, load_weights, split_head
-from m5ds.downstream.tasks.classifier import ClassifierHead
+from m5ds.model.objectives.classification import ClassifierHead
 
 
 def test_nothing_there_is_named(tmp_path):
@@ -46,7 +46,7 @@ def test_a_fingerprint_does_not_depend_on_precision_of_storage_or_device_order(t
 
 
 def test_weights_of_an_encoder_and_a_head_are_told_apart():
-    weights = {"encoder.a.b": torch.ones(1), "head.dense.weight": torch.zeros(2)}
+    weights = {"a.b": torch.ones(1), "objectives.classification.head.dense.weight": torch.zeros(2)}
     encoder, head = split_head(weights)
     assert list(encoder) == ["a.b"] and list(head) == ["dense.weight"]
     plain = {"a.b": torch.ones(1)}
@@ -89,7 +89,7 @@ def test_loaded_weights_are_the_given_ones_and_stay_tied(tmp_path):
     given = dict(source.state_dict())
     load_weights(model, given, "here")
     assert all(torch.equal(value, given[name]) for name, value in model.state_dict().items())
-    assert model.heads["text"].decoder_weight is model.embeddings.text_token
+    assert model.objectives.masked.heads["text"].decoder_weight is model.embeddings.text_token
 
 
 def test_an_untrained_export_has_its_seeds_weights(exported):

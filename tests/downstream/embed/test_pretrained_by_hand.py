@@ -10,9 +10,9 @@ from m5ds.data.catalogue.quickstart import TOKENIZER
 from m5ds.data.tokenizer import load_tokenizer
 from m5ds.downstream.embed import pretrained
 from m5ds.downstream.embed.pretrained import fingerprint, load_pretrained, load_weights
-from m5ds.downstream.tasks.classifier import ClassifierHead
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
+from m5ds.model.objectives.classification import ClassifierHead
 
 
 @pytest.fixture
@@ -57,8 +57,8 @@ def test_a_runs_checkpoint_holds_its_weights_and_its_twin_the_initial_ones(check
 
 def test_a_classifiers_head_comes_with_its_encoder_and_the_best_checkpoint_goes_first(checkpoint):
     head = ClassifierHead(80, 6, 3, dropout=0.0)
-    checkpoint.weights = {f"encoder.{name}": value for name, value in checkpoint.weights.items()}
-    checkpoint.weights |= {f"head.{name}": value for name, value in head.state_dict().items()}
+    prefix = "objectives.classification.head."
+    checkpoint.weights = checkpoint.weights | {prefix + name: value for name, value in head.state_dict().items()}
     checkpoint.finetune = {"lora_rank": 1, "lora_alpha": 1.0}
     (checkpoint.path / "best" / "checkpoints").mkdir(parents=True)
     found = load_pretrained(checkpoint.path)

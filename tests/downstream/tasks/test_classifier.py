@@ -3,37 +3,30 @@
 import numpy as np
 import pytest
 import torch
-from downstream_examples import tiny_batch, tiny_model
+from classifier_cases import classifier
+from downstream_examples import tiny_batch
 
 from m5ds.downstream.settings import ClassificationConfig
 from m5ds.downstream.tasks import lora
-from m5ds.downstream.tasks.classifier import TASK, ProductClassifier, class_terms
+from m5ds.downstream.tasks.classifier import class_terms
+from m5ds.model.objectives.classification import TASK
 
 LABELS = [0, 1, 2, 0, -1, 1, 2, 2]
-
-
-def classifier(tmp_path, *overrides, **options):
-    model = tiny_model(tmp_path, *overrides)
-    settings = ClassificationConfig(**({"dense_size": 12, "dropout": 0.0} | options))
-    return ProductClassifier(model, settings, num_classes=4, seed=0).train()
-
-
-def loss_of(model, batch, **counts):
-    return model(batch, counts={TASK: int((batch.label_B >= 0).sum())} | counts, seed=0).loss
 
 
 @pytest.mark.parametrize("tuning", ["full", "frozen", "lora"])
 def test_exactly_the_chosen_parameters_get_a_gradient(tmp_path, tuning):
     model = classifier(tmp_path, tuning=tuning)
-    loss_of(model, tiny_batch(model.encoder, labels=LABELS)).backward()
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    model.loss(tiny_batch(model.model, labels=LABELS)).backward()
+    trained = {name for name, parameter in model.model.named_parameters() if parameter.requires_grad}
+    with_gradient = {name for name, parameter in model.model.named_parameters() if parameter.grad is not None}
     assert with_gradient == trained
-    assert {"head.dense.weight", "head.output.bias"} <= trained
-    inside = {name for name in trained if name.startswith("encoder.")}
+    own = "objectives.classification.head."
+    assert {f"{own}dense.weight", f"{own}output.bias"} <= trained
+    inside = {name for name in trained if not name.startswith(own)}
     if tuning == "full":
         assert any("blocks" in name for name in inside)
-        assert not any(part in name for name in inside for part in ("heads.", "projections.", "harmony."))
+        assert not any(part in name for name in inside for part in ("objectives.", "projections.", "harmony."))
     elif tuning == "frozen":
         assert not inside
     else:
@@ -42,21 +35,21 @@ def test_exactly_the_chosen_parameters_get_a_gradient(tmp_path, tuning):
 
 def test_unlabelled_products_take_no_part(tmp_path):
     model = classifier(tmp_path)
-    batch = tiny_batch(model.encoder, labels=LABELS)
+    batch = tiny_batch(model.model, labels=LABELS)
     keep = [i for i, label in enumerate(LABELS) if label >= 0]
     labelled = tiny_batch(
-        model.encoder,
+        model.model,
         len(keep),
         labels=[LABELS[i] for i in keep],
         ids=[batch.ids[i] for i in keep],
         present_BM=batch.present_BM[keep],
     )
-    torch.testing.assert_close(loss_of(model, batch), loss_of(model, labelled))
+    torch.testing.assert_close(model.loss(batch), model.loss(labelled))
 
 
 def test_a_batch_without_labels_has_a_zero_loss_that_can_be_differentiated(tmp_path):
     model = classifier(tmp_path)
-    loss = loss_of(model, tiny_batch(model.encoder, labels=[-1] * 8))
+    loss = model.loss(tiny_batch(model.model, labels=[-1] * 8))
     loss.backward()
     assert loss.item() == 0.0
     assert model.head.output.weight.grad.abs().max() == 0
@@ -64,34 +57,34 @@ def test_a_batch_without_labels_has_a_zero_loss_that_can_be_differentiated(tmp_p
 
 def test_loss_over_micro_batches_equals_the_loss_over_the_batch(tmp_path):
     model = classifier(tmp_path)
-    batch = tiny_batch(model.encoder, labels=LABELS)
+    batch = tiny_batch(model.model, labels=LABELS)
     parts = [
         tiny_batch(
-            model.encoder, 4, labels=LABELS[i : i + 4], ids=batch.ids[i : i + 4], present_BM=batch.present_BM[i : i + 4]
+            model.model, 4, labels=LABELS[i : i + 4], ids=batch.ids[i : i + 4], present_BM=batch.present_BM[i : i + 4]
         )
         for i in (0, 4)
     ]
     count = sum(label >= 0 for label in LABELS)
-    torch.testing.assert_close(sum(loss_of(model, part, **{TASK: count}) for part in parts), loss_of(model, batch))
+    torch.testing.assert_close(sum(model.loss(part, **{TASK: count}) for part in parts), model.loss(batch))
 
 
 def test_dropout_belongs_to_the_product_and_the_draw(tmp_path):
     model = classifier(tmp_path, dropout=0.5)
-    batch = tiny_batch(model.encoder, labels=LABELS)
-    alone = tiny_batch(model.encoder, 1, ids=[batch.ids[3]], present_BM=batch.present_BM[3:4])
-    first = model(batch, seed=1).logits_BC
-    torch.testing.assert_close(first, model(batch, seed=1).logits_BC)
-    torch.testing.assert_close(first[3:4], model(alone, seed=1).logits_BC)
-    assert not torch.equal(first, model(batch, seed=2).logits_BC)
-    assert not torch.equal(first, model.eval()(batch, seed=1).logits_BC)
+    batch = tiny_batch(model.model, labels=LABELS)
+    alone = tiny_batch(model.model, 1, ids=[batch.ids[3]], present_BM=batch.present_BM[3:4])
+    first = model.logits(batch, seed=1)
+    torch.testing.assert_close(first, model.logits(batch, seed=1))
+    torch.testing.assert_close(first[3:4], model.logits(alone, seed=1))
+    assert not torch.equal(first, model.logits(batch, seed=2))
+    assert not torch.equal(first, model.eval().logits(batch, seed=1))
 
 
 def test_kept_features_are_scaled_so_that_their_mean_stays(tmp_path):
     model = classifier(tmp_path, dropout=0.75, dense_size=400)
-    batch = tiny_batch(model.encoder, labels=LABELS)
+    batch = tiny_batch(model.model, labels=LABELS)
     seen = []
     model.head.output.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    dense = model(batch, seed=1).dense_BH
+    dense = model.outputs(batch, seed=1)[0]
     kept = seen[0] != 0
     assert kept.float().mean().item() == pytest.approx(0.25, abs=0.04)
     torch.testing.assert_close(seen[0][kept], dense[kept] * 4)
@@ -100,36 +93,37 @@ def test_kept_features_are_scaled_so_that_their_mean_stays(tmp_path):
 @pytest.mark.parametrize("tuning", ["frozen", "full", "lora"])
 def test_only_a_frozen_encoder_runs_without_dropout_in_training(tmp_path, tuning):
     model = classifier(tmp_path, "model.dropout=0.3", tuning=tuning)
-    batch = tiny_batch(model.encoder, labels=LABELS)
-    assert all(module.training == (tuning != "frozen") for module in model.encoder.modules())
+    batch = tiny_batch(model.model, labels=LABELS)
+    inside = [module for name, module in model.model.named_modules() if not name.startswith("objectives")]
+    assert all(module.training == (tuning != "frozen") for module in inside)
     assert model.head.training
-    trained, evaluated = model(batch, seed=1).dense_BH, model.eval()(batch, seed=1).dense_BH
+    trained, evaluated = model.outputs(batch, seed=1)[0], model.eval().outputs(batch, seed=1)[0]
     assert torch.equal(trained, evaluated) == (tuning == "frozen")
-    assert not any(module.training for module in model.modules())
+    assert not any(module.training for module in model.model.modules())
 
 
 def test_hidden_modalities_change_nothing(tmp_path):
     model = classifier(tmp_path, modalities=["text", "image"])
-    batch = tiny_batch(model.encoder, 4, present_BM=torch.ones(4, 5, dtype=torch.bool))
-    poor = tiny_batch(model.encoder, 4, present_BM=torch.tensor([[1, 1, 0, 0, 0]] * 4).bool())
-    torch.testing.assert_close(model(batch).logits_BC, model(poor).logits_BC)
+    batch = tiny_batch(model.model, 4, present_BM=torch.ones(4, 5, dtype=torch.bool))
+    poor = tiny_batch(model.model, 4, present_BM=torch.tensor([[1, 1, 0, 0, 0]] * 4).bool())
+    torch.testing.assert_close(model.logits(batch), model.logits(poor))
 
 
 def test_adapters_start_as_the_plain_model_and_fold_back_exactly(tmp_path):
     plain = classifier(tmp_path, tuning="frozen").eval()
     adapted = classifier(tmp_path, tuning="lora", lora_rank=2, lora_alpha=6.0).eval()
-    batch = tiny_batch(plain.encoder)
-    torch.testing.assert_close(plain(batch).logits_BC, adapted(batch).logits_BC)
+    batch = tiny_batch(plain.model)
+    torch.testing.assert_close(plain.logits(batch), adapted.logits(batch))
     with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
+        for name, parameter in adapted.model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(generator=torch.Generator().manual_seed(1))
-    weights = lora.merged(adapted.state_dict(), {"lora_rank": 2, "lora_alpha": 6.0})
-    assert set(weights) == set(plain.state_dict())
-    changed = adapted(batch).logits_BC
-    assert not torch.allclose(changed, plain(batch).logits_BC, atol=1e-3)
-    plain.load_state_dict(weights)
-    torch.testing.assert_close(plain(batch).logits_BC, changed, atol=1e-5, rtol=1e-5)
+    weights = lora.merged(adapted.model.state_dict(), {"lora_rank": 2, "lora_alpha": 6.0})
+    assert set(weights) == set(plain.model.state_dict())
+    changed = adapted.logits(batch)
+    assert not torch.allclose(changed, plain.logits(batch), atol=1e-3)
+    plain.model.load_state_dict(weights)
+    torch.testing.assert_close(plain.logits(batch), changed, atol=1e-5, rtol=1e-5)
 
 
 def test_class_balanced_weights_follow_the_effective_number():
@@ -146,11 +140,10 @@ def test_logit_adjustment_adds_the_log_share_in_training_only(tmp_path):
     weight_C, shift_C = class_terms(ClassificationConfig(loss="logit_adjusted", tau=2.0), count_C)
     np.testing.assert_allclose(shift_C[:3], 2 * np.log([0.6, 0.3, 0.1]), rtol=1e-6)
     assert (weight_C == 1).all() and np.isfinite(shift_C).all()
-    model, plain = classifier(tmp_path, loss="logit_adjusted"), classifier(tmp_path)
-    model.set_loss(ClassificationConfig(loss="logit_adjusted"), count_C)
-    batch = tiny_batch(model.encoder, labels=LABELS)
-    torch.testing.assert_close(model(batch).logits_BC, plain(batch).logits_BC)
-    assert not torch.isclose(loss_of(model, batch), loss_of(plain, batch))
+    model, plain = classifier(tmp_path, loss="logit_adjusted", count_C=count_C), classifier(tmp_path)
+    batch = tiny_batch(model.model, labels=LABELS)
+    torch.testing.assert_close(model.logits(batch), plain.logits(batch))
+    assert not torch.isclose(model.loss(batch), plain.loss(batch))
 
 
 def test_head_starts_from_the_seed_alone(tmp_path):

@@ -3,20 +3,22 @@
 import numpy as np
 import pytest
 import torch
+from classifier_cases import classifier
 from downstream_examples import tiny_batch, tiny_model
 
 from m5ds.downstream.settings import ClassificationConfig
-from m5ds.downstream.tasks import classifier, lora
-from m5ds.downstream.tasks.classifier import TASK, ClassifierHead, ProductClassifier, class_terms
+from m5ds.downstream.tasks import lora
+from m5ds.downstream.tasks.classifier import class_terms
 from m5ds.kernels.common import philox
 from m5ds.model import initialization
+from m5ds.model.objectives import classification
+from m5ds.model.objectives.classification import TASK, ClassifierHead
 
 LABELS = [0, 1, 2, 0, -1, 1, 2, 2]
 
 
 def made(tmp_path, seed=3, **options):
-    config = ClassificationConfig(**({"dense_size": 6, "dropout": 0.25} | options))
-    return ProductClassifier(tiny_model(tmp_path), config, num_classes=4, seed=seed)
+    return classifier(tmp_path, seed=seed, **({"dense_size": 6, "dropout": 0.25} | options))
 
 
 def test_a_head_starts_normal_with_the_deviation_of_its_width_and_zero_biases(tmp_path):
@@ -61,17 +63,19 @@ def test_logits_of_many_products_have_no_dropout():
 
 def test_the_loss_is_weighed_shifted_summed_and_divided_by_the_steps_labels(tmp_path):
     model = made(tmp_path, dropout=0.0).eval()
-    batch = tiny_batch(model.encoder, labels=LABELS)
-    assert model(batch).loss is None and model(batch).losses == {}
+    batch = tiny_batch(model.model, labels=LABELS)
     weight_C, shift_C = torch.tensor([0.5, 2.0, 1.0, 0.0]), torch.tensor([0.3, -0.2, 0.1, 0.0])
-    model.weight_C, model.shift_C = weight_C, shift_C
-    output = model(batch, counts={TASK: 20})
-    log_BC = (output.logits_BC + shift_C).log_softmax(1)
+    model.objective.set_classes(weight_C.numpy(), shift_C.numpy())
+    output = model.forward(batch, **{TASK: 20})
+    logits_BC = model.logits(batch)
+    log_BC = (logits_BC + shift_C).log_softmax(1)
     expected = -sum(weight_C[label] * log_BC[row, label] for row, label in enumerate(LABELS) if label >= 0) / 20
     torch.testing.assert_close(output.loss, expected)
-    assert output.losses[TASK] is output.loss
-    none = tiny_batch(model.encoder, labels=[-1] * 8)
-    assert model(none, counts={TASK: 0}).loss.item() == 0.0
+    assert set(output.losses) == {TASK} and output.losses[TASK] == output.loss
+    right = sum(int(logits_BC[row].argmax()) == label for row, label in enumerate(LABELS) if label >= 0)
+    assert int(output.measures[TASK]["accuracy"]) == right, "of the logits that are not shifted"
+    none = tiny_batch(model.model, labels=[-1] * 8)
+    assert model.loss(none, **{TASK: 0}).item() == 0.0
 
 
 def test_terms_of_the_losses_follow_their_papers():
@@ -90,38 +94,42 @@ def test_terms_of_the_losses_follow_their_papers():
 
 def test_a_frozen_encoder_stays_in_evaluation_mode(tmp_path):
     frozen, whole = made(tmp_path, tuning="frozen"), made(tmp_path)
-    assert not frozen.train().encoder.training and frozen.head.training and frozen.training
-    assert whole.train().encoder.training
-    assert not whole.train(False).encoder.training and not whole.head.training
-    assert frozen.train() is frozen
+    assert frozen.model.train() is frozen.model and frozen.head.training
+    assert not frozen.model.blocks.training and not frozen.model.training
+    assert whole.model.train().blocks.training and whole.head.training
+    assert not whole.model.train(False).blocks.training and not whole.head.training
 
 
 def test_what_the_training_step_asks_is_there(tmp_path):
-    model = made(tmp_path, modalities=["text", "image"])
-    assert model.tasks == {"label": "classification"} and model.pair_names == ()
-    assert (model.config, model.names) == (model.encoder.config, model.encoder.names)
-    assert model.modalities == ("image", "text") and model.tuning == "full"
-    assert model.weight_C.tolist() == [1] * 4 and model.shift_C.tolist() == [0] * 4
-    model.set_loss(ClassificationConfig(loss="class_balanced"), np.array([1, 1, 2, 0]))
-    assert model.weight_C[3] == 0 and model.weight_C.dtype == torch.float32
-    without = model.no_weight_decay_names()
-    assert {"head.dense.bias", "head.output.bias"} <= without and "head.dense.weight" not in without
-    assert {f"encoder.{name}" for name in model.encoder.no_weight_decay_names()} <= without
-    assert all(name in without for name, parameter in model.named_parameters() if parameter.dim() == 1)
+    model = made(tmp_path, modalities=["text", "image"], loss="class_balanced", count_C=(1, 1, 2, 0))
+    assert model.objective.terms[0].name == TASK and model.objective.terms[0].modalities == ()
+    assert model.shown == ("image", "text") and list(model.model.objectives) == ["masked", "contrastive", TASK]
+    assert model.objective.weight_C[3] == 0 and model.objective.weight_C.dtype == torch.float32
+    assert (
+        made(tmp_path).objective.weight_C.tolist() == [1] * 4 and made(tmp_path).objective.shift_C.tolist() == [0] * 4
+    )
+    batch = tiny_batch(model.model, labels=LABELS)
+    assert model.model.count_targets(batch, 0, (TASK,)) == {"products": 8, TASK: 7}
+    without, own = model.model.no_weight_decay_names(), "objectives.classification.head."
+    assert {f"{own}dense.bias", f"{own}output.bias"} <= without and f"{own}dense.weight" not in without
+    assert all(name in without for name, parameter in model.model.named_parameters() if parameter.dim() == 1)
 
 
 def test_only_pretrainings_own_parts_are_frozen_under_full_finetuning(tmp_path):
-    frozen = {n.partition(".")[0] for n, p in made(tmp_path).encoder.named_parameters() if not p.requires_grad}
-    trained = {n.partition(".")[0] for n, p in made(tmp_path).encoder.named_parameters() if p.requires_grad}
-    assert frozen <= {"heads", "projections", "contrastive", "harmony"} and not frozen & trained
-    assert "blocks" in trained and {"heads", "projections"} <= frozen
-    assert classifier._DROPOUT_INDEX == 0xFFFF
+    parts = {True: set(), False: set()}
+    for name, parameter in made(tmp_path).model.named_parameters():
+        words = name.split(".")
+        parts[parameter.requires_grad].add(".".join(words[:2]) if words[0] == "objectives" else words[0])
+    assert parts[False] == {"objectives.masked", "objectives.contrastive", "projections"}
+    assert parts[True] == {"embeddings", "blocks", "objectives.classification"}
+    assert classification._DROPOUT_INDEX == 0xFFFF
 
 
 def test_adapters_are_low_rank_start_from_their_names_and_are_all_that_is_trained(tmp_path):
     model = made(tmp_path, tuning="lora", lora_rank=3, lora_alpha=6.0)
-    adapters = {n: p for n, p in model.encoder.named_parameters() if "lora_" in n}
-    assert {n for n, p in model.encoder.named_parameters() if p.requires_grad} == set(adapters)
+    adapters = {n: p for n, p in model.model.named_parameters() if "lora_" in n}
+    head = {n for n, _ in model.model.named_parameters() if n.startswith("objectives.classification.head.")}
+    assert {n for n, p in model.model.named_parameters() if p.requires_grad} == set(adapters) | head
     layers = {name.split(".lora_")[0].rpartition(".")[2] for name in adapters}
     assert layers == {"qkv", "out", "fc1", "fc2"} == set(lora.TARGETS)
     for name, parameter in adapters.items():

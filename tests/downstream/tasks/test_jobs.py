@@ -22,7 +22,7 @@ from m5ds.downstream.settings import (
     RobustnessConfig,
 )
 from m5ds.downstream.tasks import jobs, robustness
-from m5ds.downstream.tasks.classifier import ProductClassifier
+from m5ds.downstream.tasks.classifier import add_classifier
 from m5ds.downstream.tasks.jobs import Evaluation, classification_table, evaluate_task, stage_of
 from m5ds.downstream.tasks.robustness import evaluate_robustness
 from m5ds.model.configuration import M5Config
@@ -65,13 +65,14 @@ def test_official_positives_are_counted_over_every_split(evaluation, pretrained)
 
 
 def test_a_classifiers_table_and_dense_features_come_from_its_head(evaluation, pretrained):
-    model = ProductClassifier(
-        pretrained.model, evaluation.settings.classification, len(evaluation.manifest.categories), seed=0
-    )
-    finetuned = dataclasses.replace(pretrained, head=model.head.eval())
+    count_C = np.ones(len(evaluation.manifest.categories), np.int64)
+    added = add_classifier(pretrained.model, evaluation.settings.classification, count_C, seed=0)
+    finetuned = dataclasses.replace(pretrained, head=added.head.eval())
     table = classification_table(evaluation, finetuned)
     data = evaluation.data(finetuned)
-    logits = torch.cat([model.eval()(item.batch).logits_BC for item in data.batches()])
+    model = pretrained.model.eval()
+    fused = [model(item.batch, masked=False).fused_BMD.flatten(1) for item in data.batches()]
+    logits = torch.cat([added.head(fused_BW, None, 0)[1] for fused_BW in fused])
     labels = torch.cat([item.batch.label_B for item in data.batches()])
     allowed = torch.from_numpy(evaluation.classes.count_C > 0)
     predicted = logits.masked_fill(~allowed, -torch.inf).argmax(1)

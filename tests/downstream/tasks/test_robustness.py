@@ -191,7 +191,7 @@ def robust(monkeypatch):
         monkeypatch.setattr(robustness, "with_policy", lambda pretrained, policy: pretrained)
         monkeypatch.setattr(robustness, "check_policy", lambda pretrained, policy: None)
         spec = SimpleNamespace(absent="drop")
-        model = SimpleNamespace(names=NAMES, spec=spec, pair_names=options.pop("pairs", ("a",)))
+        model = SimpleNamespace(names=NAMES, spec=spec, projections=options.pop("projections", ("a",)))
         asked = Evaluation(**options)
         return robustness.evaluate_robustness(asked, SimpleNamespace(model=model, head=None), "stage"), asked
 
@@ -209,7 +209,7 @@ def test_every_condition_is_a_table_under_the_models_own_policy(robust):
     assert asked.opened == ["head", "", "damaged 0.5", ""]
     assert extras["not_scored"] == {} and extras["harmony"] == (4, 3, 2)
     assert list(extras["correlation"]) == ["fused", "contrastive"]
-    (_, _, _, extras), _ = robust(pairs=())
+    (_, _, _, extras), _ = robust(projections=())
     assert list(extras["correlation"]) == ["fused"]
     (_, _, tables, _), _ = robust(policies=["zeros", "drop"], subsets=False, by_modality=False, noise_rates=[])
     assert [table.name for table in tables] == [
