@@ -9,6 +9,7 @@ have no picture, about 5 % have one modality only.
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -119,7 +120,7 @@ def _plan(num_products: int, seed: int, shuffle_pairs: bool) -> list[_Plan]:
         texture, shape = divmod(int(leaf_of_rank[rank]), media.NUM_SHAPES)
         colour, ground = int(rng.integers(len(media.COLOURS))), int(rng.integers(len(media.GROUNDS)))
         size, direction = int(rng.integers(media.NUM_SIZES)), int(rng.integers(media.NUM_DIRECTIONS))
-        variant = index > 0 and rng.random() < VARIANT_SHARE
+        variant = index > 0 and _happens(rng, VARIANT_SHARE)
         if variant:
             looks.append(replace(looks[-1], size=(looks[-1].size + 1) % media.NUM_SIZES))
         else:
@@ -129,10 +130,10 @@ def _plan(num_products: int, seed: int, shuffle_pairs: bool) -> list[_Plan]:
     if shuffle_pairs:
         shuffle = np.random.default_rng([seed, 4])
         shown = {name: [looks[i] for i in shuffle.permutation(num_products)] for name in shown}
-    for index in np.flatnonzero(rng.random(num_products) < NOISY_SHARE).tolist():
+    for index in np.flatnonzero(_happens(rng, NOISY_SHARE, num_products)).tolist():
         shown["text"][index] = looks[int(rng.integers(num_products))]
     present = rng.choice(len(patterns), size=num_products, p=list(PATTERNS.values()))
-    languages = np.where(rng.random(num_products) < CHINESE_SHARE, "zh", "en")
+    languages = np.where(_happens(rng, CHINESE_SHARE, num_products), "zh", "en")
     sizes = np.bincount(groups, minlength=num_products)
     return [
         _Plan(
@@ -148,15 +149,18 @@ def _plan(num_products: int, seed: int, shuffle_pairs: bool) -> list[_Plan]:
     ]
 
 
+def _happens(rng: np.random.Generator, share: float, count: int | None = None) -> Any:
+    """True in this share of draws: one draw, or bool [count]."""
+    return rng.random(count) < share
+
+
 def _choose_damaged(plans: list[_Plan], rng: np.random.Generator) -> dict[str, set[int]]:
     """Products whose first file of a modality is damaged."""
     damaged = {}
     for name in ("image", "video", "audio"):
         candidates = [plan.index for plan in plans if name in plan.present]
         count = round(DAMAGED_SHARE * len(candidates)) or int(len(candidates) >= 10)
-        damaged[name] = (
-            {candidates[i] for i in rng.choice(len(candidates), size=count, replace=False)} if count else set()
-        )
+        damaged[name] = {candidates[i] for i in rng.choice(len(candidates), size=count, replace=False)}
     return damaged
 
 
@@ -175,10 +179,10 @@ def _write_product(
         files[name].append(path)
 
     if "image" in plan.present:
-        for number in range(1 + int(rng.random() < SECOND_PICTURE_SHARE)):
+        for number in range(1 + int(_happens(rng, SECOND_PICTURE_SHARE))):
             height, width = (int(side) for side in rng.integers(64, 97, 2))
             pixels_HWC = media.picture_HWC(plan.looks["image"], height, width, rng)
-            as_png = rng.random() < 0.25 and not (plan.index in damaged["image"] and number == 0)
+            as_png = _happens(rng, 0.25) and not (plan.index in damaged["image"] and number == 0)
             encoded = media.encode_png(pixels_HWC) if as_png else media.encode_jpeg(pixels_HWC)
             write("image", f"{plan.index:06d}-{number}.{'png' if as_png else 'jpg'}", encoded)
         if plan.variant:
@@ -187,12 +191,12 @@ def _write_product(
             pixels_HWC = media.picture_HWC(first_of_group.looks["image"], 80, 80, shared_rng)
             write("image", shared, media.encode_jpeg(pixels_HWC))
     if "video" in plan.present:
-        codec, suffix = ("vp9", "webm") if rng.random() < 0.35 else ("h264", "mp4")
+        codec, suffix = ("vp9", "webm") if _happens(rng, 0.35) else ("h264", "mp4")
         frames_THWC = media.clip_THWC(plan.looks["video"], 48, int(rng.integers(8, 11)), rng)
         write("video", f"{plan.index:06d}.{suffix}", media.encode_clip(frames_THWC, codec))
     if "audio" in plan.present:
         sound_T = media.sound_T(plan.looks["audio"], float(rng.uniform(1.05, 1.3)), rng)
-        as_ogg = rng.random() < 0.25
+        as_ogg = _happens(rng, 0.25)
         encoded = media.encode_ogg(sound_T) if as_ogg else media.encode_wav(sound_T)
         write("audio", f"{plan.index:06d}.{'ogg' if as_ogg else 'wav'}", encoded)
     return _record(plan, files, rng)
@@ -223,7 +227,7 @@ def _record(plan: _Plan, files: dict[str, list[str]], rng: np.random.Generator) 
         "images": files["image"],
         "videos": files["video"],
         "audios": files["audio"],
-        "i18n": {other: text(other)} if has_text and rng.random() < 0.1 else {},
+        "i18n": {other: text(other)} if has_text and _happens(rng, 0.1) else {},
         "kind": "synthetic",
         "share_group": plan.group,
         "leaky_attributes": [],

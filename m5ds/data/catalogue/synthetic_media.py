@@ -55,7 +55,7 @@ class Look:
 def picture_HWC(look: Look, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     """uint8 picture: the item stands off the centre towards its direction, under its own light and film grain."""
     drawn_HWC = _draw(look, height, width, 0.0, rng.uniform(-0.02, 0.02, 2))
-    return _expose(drawn_HWC, rng.uniform(0.93, 1.07), rng.normal(0.0, 4.0, (height, width, 1)))
+    return _expose(drawn_HWC, light=rng.uniform(0.93, 1.07), grain=rng.normal(0.0, 4.0, (height, width, 1)))
 
 
 def _draw(look: Look, height: int, width: int, shift: float, jitter: np.ndarray) -> np.ndarray:
@@ -73,7 +73,7 @@ def _draw(look: Look, height: int, width: int, shift: float, jitter: np.ndarray)
     return np.where(inside_HW[..., None], item_HWC, ground_HWC)
 
 
-def _expose(pixels: np.ndarray, light: float, grain: np.ndarray) -> np.ndarray:
+def _expose(pixels: np.ndarray, *, light: float, grain: np.ndarray) -> np.ndarray:
     return np.clip(pixels * light + grain, 0, 255).astype(np.uint8)
 
 
@@ -119,7 +119,8 @@ def clip_THWC(look: Look, size: int, num_frames: int, rng: np.random.Generator) 
     light, jitter = rng.uniform(0.93, 1.07), rng.uniform(-0.02, 0.02, 2)
     grain_HWC = rng.normal(0.0, 3.0, (size, size, 1))
     shifts = np.linspace(-1.0, 1.0, num_frames)
-    return np.stack([_expose(_draw(look, size, size, float(shift), jitter), light, grain_HWC) for shift in shifts])
+    drawn = (_draw(look, size, size, float(shift), jitter) for shift in shifts)
+    return np.stack([_expose(frame_HWC, light=light, grain=grain_HWC) for frame_HWC in drawn])
 
 
 def encode_clip(frames_THWC: np.ndarray, codec: str, frames_per_second: int = 8) -> bytes:

@@ -113,7 +113,7 @@ def _bounded(items: Sequence[MediaItem]) -> Iterator[list[int]]:
         claim = whole_samples(item.data)
         if claim is None:
             continue
-        if group and total + claim > MAX_WHOLE_SAMPLES:
+        if total + claim > MAX_WHOLE_SAMPLES:
             yield group
             group, total = [], 0
         group.append(index)
@@ -150,8 +150,8 @@ def _by_pyav(dali: DaliRuntime, data: bytes, seconds: float, start: float) -> tu
     packets = _packets(container, stream)
     begins = list(accumulate(_heard_seconds(packets), initial=0.0))
     total = begins.pop()
-    first_packet, origin = 0, 0.0
-    if total > _WHOLE_WINDOWS * seconds:
+    is_whole = total <= _WHOLE_WINDOWS * seconds
+    if not is_whole:
         # Only what the window needs: its place is then known to a packet's rounding.
         first = start * (total - seconds)
         first_packet = max(bisect_right(begins, first - _PREROLL_SECONDS) - 1, 0)
@@ -163,7 +163,7 @@ def _by_pyav(dali: DaliRuntime, data: bytes, seconds: float, start: float) -> tu
     waves = [torch.from_numpy(np.concatenate(chunks)) for _, chunks in runs]
     wave_N = torch.cat(dali.resample(waves, [float(one) for one, _ in runs], float(rate)))
     most = math.ceil(seconds * rate)
-    if total <= _WHOLE_WINDOWS * seconds:
+    if is_whole:
         skip = int(start * max(len(wave_N) - most, 0))
     else:
         skip = min(max(round((first - origin) * rate), 0), max(len(wave_N) - most, 0))

@@ -98,7 +98,7 @@ class Decoder:
     ) -> Tensor:
         """Channels-last 0..255 to standardised channels-first, flipped where the crop says so."""
         if not kept:
-            return torch.zeros(0, *shape[:-2], 3, *shape[-2:], device=self.device)
+            return torch.empty(0, *shape[:-2], 3, *shape[-2:], device=self.device)
         pixels = torch.stack([values[index] for index in kept])
         flipped = [place for place, index in enumerate(kept) if (crop := crops[index]) is not None and crop.flip]
         if flipped:

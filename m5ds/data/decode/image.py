@@ -73,7 +73,7 @@ def _bounded(headers: dict[int, ImageHeader]) -> Iterator[list[int]]:
     pixels = 0
     for index, header in headers.items():
         count = header.height * header.width
-        if group and pixels + count > MAX_IMAGE_PIXELS:
+        if pixels + count > MAX_IMAGE_PIXELS:
             yield group
             group, pixels = [], 0
         group.append(index)
@@ -136,7 +136,7 @@ def _told_orientation(picture: Image.Image) -> Image.Image:
 
 def _narrowed(picture: np.ndarray, white: float) -> np.ndarray:
     """uint8 [H, W, 3] from one wide channel. Where nothing says what white is, the brightest pixel is."""
-    picture = np.nan_to_num(picture, nan=0.0, posinf=0.0, neginf=0.0)
+    picture = np.nan_to_num(picture, posinf=0.0, neginf=0.0)
     white = max(white, float(picture.max()))
-    grey = np.clip(np.rint(picture * (255 / white)), 0, 255).astype(np.uint8)
+    grey = np.rint(picture.clip(0) * (255 / white)).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=2)

@@ -10,7 +10,6 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from statistics import median
 
 import av
@@ -138,7 +137,7 @@ def video_index(data: bytes, on_gpu: bool) -> VideoIndex:
         time=time,
         shown=shown,
         starts=starts,
-        end=starts[-1] + (int(packets[shown[-1]].duration or 0) or usual_length(starts)),
+        end=starts[-1] + (packets[shown[-1]].duration or usual_length(starts)),
         height=stream.height,
         width=stream.width,
         codec=codec,
@@ -162,7 +161,7 @@ def usual_length(starts: Sequence[int]) -> int:
     """How long most pictures are shown; at least 1."""
     if len(starts) < 2:
         return 1
-    return int(Fraction(median(after - before for before, after in zip(starts, starts[1:], strict=False)))) or 1
+    return int(median(after - before for before, after in zip(starts, starts[1:], strict=False))) or 1
 
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream:

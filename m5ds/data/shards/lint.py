@@ -94,10 +94,11 @@ class _AcrossSplits:
                 )
 
     def _first(self, split: str, group: int) -> tuple[ShardEntry, int]:
-        for name, entry, group_N in self._shards:
-            if name == split and (rows := np.flatnonzero(group_N == group)).size:
-                return entry, int(rows[0])
-        raise AssertionError("the group was found in this split")
+        return next(
+            (entry, int((group_N == group).argmax()))
+            for name, entry, group_N in self._shards
+            if name == split and group in group_N
+        )
 
     def _record(self, entry: ShardEntry, row: int) -> Record:
         members = read_index(self._directory, entry).column("members")[row].as_py()

@@ -113,7 +113,7 @@ def make_plan(
         label_N=label_N.astype(np.int32),
         shards=shards,
         categories=categories,
-        attributes=dict(sorted(scan.attributes.items(), key=lambda item: (-item[1], item[0]))),
+        attributes=dict(Counter(dict(sorted(scan.attributes.items()))).most_common()),
         spool_sha256=digest.hexdigest(),
     )
 

@@ -40,7 +40,7 @@ def _kept_rows(rows: ModalityRows, keep_B: Tensor) -> ModalityRows:
     if bool((keep_B | (rows.length_B == 0)).all()):
         return rows
     keep_N = keep_B.repeat_interleave(rows.length_B).to(rows.position_N.device)
-    return _select(rows, torch.where(keep_B, rows.length_B, 0), keep_N.nonzero()[:, 0])
+    return _select(rows, torch.where(keep_B, rows.length_B, 0), keep_N.nonzero().flatten())
 
 
 def _select(rows: ModalityRows, length_B: Tensor, row_N: Tensor) -> ModalityRows:
@@ -85,13 +85,13 @@ def shuffled_pairs(batch: Batch, rate: float, seed: int) -> Batch:
     drawn_BM = (_words(batch, seed, _SHUFFLE) < philox.threshold(rate)) & batch.present_BM
     modalities = {}
     for m, (name, rows) in enumerate(batch.modalities.items()):
-        drawn = drawn_BM[:, m].nonzero()[:, 0]
+        drawn = drawn_BM[:, m].nonzero().flatten()
         source_B = torch.arange(batch.num_products)
         source_B[drawn] = drawn.roll(1)
         start_B = rows.length_B.cumsum(0) - rows.length_B
         row_N = torch.cat(
             [torch.arange(int(start_B[b]), int(start_B[b] + rows.length_B[b])) for b in source_B.tolist()]
-            or [torch.zeros(0, dtype=torch.int64)]
+            or [torch.empty(0, dtype=torch.int64)]
         )
         modalities[name] = _select(rows, rows.length_B[source_B], row_N.to(rows.position_N.device))
     return dataclasses.replace(batch, modalities=modalities)

@@ -41,7 +41,7 @@ SHARES = FrequencyRule(by="shares", head=0.5, tail=0.1)
 def frequency_group(count_C: NDArray[np.int64], rule: FrequencyRule = COUNTS) -> NDArray[np.str_]:
     """The group's name of each class, from its number of training products. A class is whole in one group."""
     count_C = np.asarray(count_C, dtype=np.int64)
-    group_C = np.full(len(count_C), "medium", dtype="U6")
+    group_C = np.full(len(count_C), "medium")
     if rule.by == "counts":
         group_C[count_C > rule.head] = "head"
         group_C[count_C < rule.tail] = "tail"
@@ -49,9 +49,7 @@ def frequency_group(count_C: NDArray[np.int64], rule: FrequencyRule = COUNTS) ->
         order = np.argsort(-count_C, kind="stable")
         total = max(1, int(count_C.sum()))
         before = (count_C[order].cumsum() - count_C[order]) / total
-        after = count_C[order].cumsum() / total
         group_C[order[before >= 1 - rule.tail]] = "tail"
-        group_C[order[(after > 1 - rule.tail) & (before < 1 - rule.tail)]] = "medium"
         group_C[order[before < rule.head]] = "head"
     group_C[count_C == 0] = "unseen"
     return group_C

@@ -147,7 +147,7 @@ def _trained_ivfpq(vectors_GD: NDArray[np.float32], options: IndexOptions) -> fa
     num_vectors, width = vectors_GD.shape
     if num_vectors < 256:
         raise ValueError(f"an ivfpq index needs at least 256 vectors to train, got {num_vectors}; use flat")
-    lists = options.ivfpq_lists or max(1, min(int(4 * num_vectors**0.5), num_vectors // 39))
+    lists = options.ivfpq_lists or min(int(4 * num_vectors**0.5), num_vectors // 39)
     size = options.ivfpq_bytes or next(n for n in range(min(64, max(1, width // 4)), 0, -1) if width % n == 0)
     if width % size:
         raise ValueError(f"ivfpq_bytes {size} must divide the vectors' width {width}")

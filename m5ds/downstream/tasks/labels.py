@@ -37,7 +37,7 @@ class ClassChoice:
 def read_labels(reader: ShardReader) -> NDArray[np.int64]:
     """Labels of a split's products in the shards' order, -1 where unknown."""
     parts = [reader.index(shard).table["label"].to_numpy() for shard in range(len(reader.shard_sizes))]
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
 
 def drawn_labels(reader: ShardReader, fraction: float, seed: int) -> list[NDArray[np.bool_]]:

@@ -21,7 +21,7 @@ def ranks(query_NE: Tensor, gallery_NE: Tensor) -> Tensor:
         scores_CN = query_NE[start : start + CHUNK] @ gallery_NE.T
         own_C = scores_CN.diagonal(offset=start)
         parts.append((scores_CN >= own_C[:, None]).sum(dim=1) - 1)
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
 
 
 def cross_modal(features_NME: Tensor, present_NM: Tensor, names: tuple[str, ...]) -> dict[str, dict[str, float]]:

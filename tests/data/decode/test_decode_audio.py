@@ -38,13 +38,13 @@ def wav(samples_NC: np.ndarray, rate: int = RATE, encoding: int = 1) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body) + samples_NC.nbytes) + body + samples_NC.tobytes()
 
 
-def in_matroska(samples_N: np.ndarray, rate: int = RATE) -> bytes:
+def in_matroska(samples_N: np.ndarray, rate: int = RATE, packet: int = 80) -> bytes:
     """The same int16 samples for PyAV, in packets of 80 (10 ms at 8000 a second: Matroska counts milliseconds)."""
     file = io.BytesIO()
     with av.open(file, "w", format="matroska") as output:
         stream = output.add_stream("pcm_s16le", rate=rate, layout="mono")
-        for start in range(0, len(samples_N), 80):
-            frame = av.AudioFrame.from_ndarray(samples_N[None, start : start + 80], "s16", "mono")
+        for start in range(0, len(samples_N), packet):
+            frame = av.AudioFrame.from_ndarray(samples_N[None, start : start + packet], "s16", "mono")
             frame.sample_rate, frame.pts = rate, start
             output.mux(stream.encode(frame))
         output.mux(stream.encode())
@@ -82,6 +82,21 @@ def test_a_window_holds_the_samples_that_its_start_names(make, count: int) -> No
         assert not reasons and runtime.rates == [RATE] and len(found) == min(count, WINDOW)
         np.testing.assert_allclose(found, expected[: len(found)], atol=1)
         assert values[0].shape == (SPEC.num_mels, -(-min(count, WINDOW) // 800) * 10)
+
+
+@pytest.mark.parametrize(("count", "first"), [(2 * WINDOW, 5600), (2 * WINDOW + 1000, 6301)])
+def test_a_sound_of_two_windows_is_still_decoded_whole(count: int, first: int) -> None:
+    """There a start between two samples is the earlier (5600.8), of longer sounds the nearer (6300.9)."""
+    runtime = Heard()
+    decode_audios(runtime, [item(in_matroska(ramp(count), packet=1000))], SPEC, [0.7001])
+    assert round(float(runtime.waves[0][0]) * 32768) == first
+
+
+def test_a_sound_without_a_decoder_is_an_absence() -> None:
+    data = bytearray(wav(ramp(500)[:, None]))
+    data[20:22] = b"\x34\x12"  # the encoding's number, which nobody has
+    _, reasons = decode_audios(Heard(), [item(bytes(data))], SPEC, [0.0])
+    assert reasons == {0: "no decoder for the sound stream"}
 
 
 def test_windows_are_counted_at_the_sounds_own_rate() -> None:

@@ -1,16 +1,21 @@
 """Values and limits of the decoders against computations of another kind."""
 
+import io
+
+import av
 import numpy as np
 import pytest
 import torch
 from media_samples import audio, image, item, video
+from PIL import Image
 
 from m5ds.data.decode import audio as decode_audio
+from m5ds.data.decode import image as decode_image
+from m5ds.data.decode import media, video_index
 from m5ds.data.decode import video as decode_video
-from m5ds.data.decode import video_index
 from m5ds.data.decode.audio import log_mel
 from m5ds.data.decode.decoder import Decoder
-from m5ds.data.decode.media import MAX_IMAGE_PIXELS, MediaError
+from m5ds.data.decode.media import MAX_IMAGE_PIXELS, Box, Crop, MediaError, crop_box
 from m5ds.data.decode.probes.media import check_pixels, image_format, is_animated_png
 from m5ds.data.decode.probes.streams import stream_format
 from m5ds.data.decode.video_bitstream import shows_picture
@@ -45,6 +50,60 @@ def test_log_mel_is_its_definition(samples: int) -> None:
     made = log_mel(torch.from_numpy(wave_N).float(), SPEC)
     assert made.shape == expected.shape
     np.testing.assert_allclose(made.numpy(), expected, atol=5e-3)
+
+
+def test_the_floors_of_log_mel_show_in_whispers() -> None:
+    """Power near 1e-6, and a level so even that 1e-3 counts beside its deviation."""
+    noise_N = np.random.default_rng(0).normal(0, 1, 4000)
+    for wave_N in (noise_N * 2e-4, noise_N * 2e-6):
+        made = log_mel(torch.from_numpy(wave_N).float(), SPEC).numpy()
+        np.testing.assert_allclose(made, mel_by_numpy(wave_N, SPEC), atol=2e-4, rtol=1e-3)
+
+
+def test_limits_are_those_of_the_documentation() -> None:
+    assert MAX_IMAGE_PIXELS * 3 == 192 * 2**20, "bytes"
+    assert media.MAX_VIDEO_PIXELS == 4096 * 4096 and media.MAX_DECODED_PIXELS == 2 * 1024**3
+    assert media.MAX_PACKETS == 500_000 and media.MAX_WHOLE_SAMPLES * 4 == 64 * 2**20
+    assert (media.MIN_SAMPLE_RATE, media.MAX_SAMPLE_RATE, media.MAX_CHANNELS) == (1000, 768_000, 32)
+    assert decode_video._WHOLE_PIXELS * 3 == 48 * 2**20
+
+
+def test_a_crop_is_drawn_from_its_uniforms() -> None:
+    """Area from 0.35 to 1, aspect log-uniform from 3/4 to 4/3, then the place among those that there are."""
+    assert crop_box(200, 400, Crop(0.0, 0.5, 0.0, 0.0)) == Box(0, 0, 167, 167)  # the root of 28,000
+    assert crop_box(200, 400, Crop(0.0, 0.5, 0.999, 0.999)) == Box(33, 233, 200, 400)
+    assert crop_box(200, 400, Crop(0.0, 0.0, 0.0, 0.0)) == Box(0, 0, 193, 145)
+    assert crop_box(200, 400, Crop(0.0, 1.0, 0.5, 0.5)) == Box(28, 104, 28 + 145, 104 + 193)  # of 56 and 208 places
+    assert crop_box(200, 400, Crop(1.0, 0.5, 0.5, 0.5)) == Box(0, 59, 200, 59 + 283)
+    assert crop_box(1, 5, Crop(0.0, 1.0, 0.99, 0.99)) == Box(0, 3, 1, 5)
+    assert crop_box(5, 1, Crop(0.0, 0.0, 0.99, 0.99)) == Box(3, 0, 5, 1)
+    assert crop_box(1, 1, Crop(0.0, 0.0, 0.5, 0.5)) == Box(0, 0, 1, 1)
+    assert crop_box(100, 100, Crop(0.0, 0.5, 0.0, 0.0), scale=(1e-9, 1.0)) == Box(0, 0, 1, 1)
+    assert crop_box(5, 8, None) == Box(0, 1, 5, 6) and crop_box(8, 5, None) == Box(1, 0, 6, 5)
+
+
+def test_wide_pictures_reach_from_black_to_what_is_white_in_them() -> None:
+    """65535 where 16 bits are, 1 for floats, or the brightest pixel; nothing that is no number, nothing below 0."""
+    shades = [([0, 32768, 65535, -5], 65535.0, [0, 128, 255, 0]), ([0, 65535, 131070], 65535.0, [0, 128, 255])]
+    shades += [([0.0, 0.5, 1.0], 1.0, [0, 128, 255]), ([4.0, np.nan, np.inf, -np.inf, 2.0], 1.0, [255, 0, 0, 0, 128])]
+    for values, white, expected in shades:
+        made = decode_image._narrowed(np.array([values], np.float32), white)
+        assert made.dtype == np.uint8 and made.shape == (1, len(values), 3)
+        assert (made == np.array(expected)[None, :, None]).all()
+
+
+@pytest.mark.parametrize(("mode", "white"), [("I", 65535), ("I;16", 65535), ("F", 1.0)])
+def test_a_half_of_white_is_grey_in_every_wide_mode(mode: str, white: float) -> None:
+    kind = {"I": np.int32, "I;16": np.uint16, "F": np.float32}[mode]
+    file = io.BytesIO()
+    Image.fromarray(np.full((8, 8), white / 2).astype(kind)).save(file, "TIFF")
+    assert Image.open(file).mode == mode and set(decode_image._by_pillow(file.getvalue()).flat) <= {127, 128}
+
+
+def test_ffmpeg_is_kept_from_writing_to_the_terminal() -> None:
+    av.logging.set_level(av.logging.WARNING)
+    Decoder("cpu", 1)
+    assert av.logging.get_level() is None
 
 
 def test_pixels_are_allowed_up_to_the_limit() -> None:

@@ -141,6 +141,19 @@ def test_an_unreadable_shard_hides_the_counts_of_its_split_alone(shards):
     ]
 
 
+def test_a_tar_and_an_index_that_are_both_wrong_are_two_faults(shards):
+    manifest = read_manifest(str(shards))
+    (shards / "test/000000.index.parquet").unlink()
+    tar = shards / "test/000000.tar"
+    tar.write_bytes(tar.read_bytes()[:-512])
+    found = lint_shard(str(shards), manifest, manifest.splits["test"].shards[0])
+    assert [fault.removeprefix(f"{shards}/test/000000.").split()[0] for fault in found.faults] == [
+        "tar:",
+        "index.parquet:",
+    ]
+    assert not found.readable
+
+
 def row_of(*members, **changes):
     members = [{"name": name, "offset": offset, "size": size} for name, offset, size in members]
     return {"key": "0", "members": members, MEMBER_HASHES: None, "offset": 1024, "size": 2560} | changes

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import struct
 import tarfile
 
 import numpy as np
@@ -146,7 +147,9 @@ def test_sound_comes_from_the_first_clip_that_has_any(monkeypatch):
 
 def test_only_media_with_a_sound_stream_have_sound():
     frames = np.zeros((2, 16, 16, 3), np.uint8)
-    assert has_sound(synthetic_media.encode_wav(np.zeros(800, np.float32)))
+    sound = synthetic_media.encode_wav(np.zeros(800, np.float32))
+    title = b"LIST" + struct.pack("<I", 16) + b"INFOINAM" + struct.pack("<I", 4) + "Höhe".encode("latin-1")
+    assert has_sound(sound) and has_sound(sound[:12] + title + sound[12:]), "in whatever alphabet its title is"
     for other in (
         b"",
         b"junk" * 100,

@@ -1,5 +1,6 @@
 """What the report makes of results: their order, comparisons, seeds, commands and examples."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -85,6 +86,16 @@ def test_each_stage_is_compared_with_each_earlier_one_over_the_products():
         one.values = {name: values + 0.5 for name, values in one.values.items()}
     (grid,) = section(build(loaded(retrieval("untrained", 1), better)), "Paired comparisons")
     assert [row[2:] for row in grid.rows] == [["50.00 [50.00, 50.00]", "yes"]] * 3
+
+
+def test_tasks_with_tables_and_metrics_of_one_name_are_not_compared_with_each_other():
+    results = [retrieval("untrained", 1), retrieval("pretrain", 2)]
+    others = [dataclasses.replace(one, task="instance_retrieval") for one in results]
+    (grid,) = section(build(loaded(*results, *others)), "Paired comparisons")
+    assert [row[:2] for row in grid.rows] == [
+        *(["coarse_retrieval: pretrain - untrained", metric] for metric in ("ap@10", "prec@1", "ndcg@10")),
+        ["instance_retrieval: pretrain - untrained", "ap@10"],
+    ]
 
 
 def test_what_cannot_be_paired_is_left_out_and_stops_nothing():

@@ -130,6 +130,7 @@ def test_a_graph_index_has_the_documented_settings(recorded):
         (256, 3, 6, 1, 1),
         (256, 10, 6, 2, 1),
         (256, 14, 6, 2, 1),  # 3 does not divide 14
+        (256, 24, 6, 6, 1),
         (256, 260, 6, 52, 1),
         (256, 512, 6, 64, 1),
     ],

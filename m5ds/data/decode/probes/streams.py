@@ -145,8 +145,7 @@ def _mp3_frames(data: bytes, place: int, count: int) -> bool:
         kind = version, layer, rate
         hertz = (44100, 48000, 32000)[rate] >> {3: 0, 2: 1, 0: 2}[version]
         kbits, padding = _MP3_KBITS[version == 3, layer][bits - 1], data[place + 2] >> 1 & 1
-        if layer == 1:
-            place += (12000 * kbits // hertz + padding) * 4
-        else:
-            place += (72000 if layer == 3 and version != 3 else 144000) * kbits // hertz + padding
+        # A frame is 384, 576 or 1152 samples long, and counted in slots.
+        slots, slot_bytes = (12, 4) if layer == 1 else (72, 1) if layer == 3 and version != 3 else (144, 1)
+        place += (slots * 1000 * kbits // hertz + padding) * slot_bytes
     return True
