@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from transformers import PretrainedConfig
 
+from m5ds import modality, plugins
 from m5ds.config import ModelConfig
 from m5ds.model.remote_code import AUTO_MAP, write_remote_code
 
@@ -35,6 +36,8 @@ class M5Config(PretrainedConfig):
     """Seed of the initial weights, which depend on it and the parameters' names only."""
     activation_checkpointing: bool = False
     """Recompute the blocks' activations in the backward pass instead of keeping them."""
+    plugins: list[str] | None = None
+    """The run's plugins. A folder from elsewhere is never made to run code: whoever loads it loads them first."""
     tie_word_embeddings: bool = True
     """The vocabulary heads' decoders are the token tables."""
 
@@ -83,7 +86,7 @@ class M5Config(PretrainedConfig):
 
     @property
     def spec(self) -> ModelConfig:
-        """The parsed model section. `ValueError` names an unknown key or an ill-typed value."""
+        """The parsed model section. `ValueError` names an unknown key or an ill-typed value, and a missing plugin."""
         if self.model is None:
             raise ValueError("M5Config.model is missing: build it with M5Config.from_spec(run_config.model, ...)")
         tree = dict(self.model)
@@ -91,7 +94,17 @@ class M5Config(PretrainedConfig):
             if sorted(self.block_order) != sorted(tree.get("blocks", {})):
                 raise ValueError(f"config.json: block_order {self.block_order} and model.blocks name different blocks")
             tree["blocks"] = {name: tree["blocks"][name] for name in self.block_order}
-        return _parsed(json.dumps(tree))
+        try:
+            parsed = _parsed(json.dumps(tree))
+            modality.in_table_order(tuple(parsed.modalities))  # ValueError for one that is not in the table
+            return parsed
+        except ValueError as error:
+            if missing := plugins.not_loaded(self.plugins or []):
+                raise ValueError(
+                    f"{error}; the model was trained with plugins that are not loaded: call"
+                    f" m5ds.plugins.load({missing}, 'here') first, or name them under `plugins`"
+                ) from error
+            raise
 
     @property
     def first_ordinary_id(self) -> int:

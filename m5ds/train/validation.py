@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from m5ds.data.batches.loader import Loader
-from m5ds.data.decode.media import BadMedia
+from m5ds.inputs.media import BadMedia
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
 from m5ds.model.masking import PRODUCTS, count_targets

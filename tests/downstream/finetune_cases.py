@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from downstream_examples import tiny_batch, tiny_model, tiny_run
 
-from m5ds.data.decode.media import BadMedia
 from m5ds.downstream.measure.categories import CategoryLevel
 from m5ds.downstream.settings import ClassificationConfig, DownstreamConfig
 from m5ds.downstream.tasks import finetune
 from m5ds.downstream.tasks.classifier import ProductClassifier
 from m5ds.downstream.tasks.labels import ClassChoice
+from m5ds.inputs.media import BadMedia
 from m5ds.train.faults import BadMediaBudget
 from m5ds.train.precision import Precision
 

@@ -9,7 +9,6 @@ import torch
 
 from m5ds.batch import Batch
 from m5ds.config import RunConfig
-from m5ds.data.decode.media import BadMedia
 from m5ds.downstream import settings as downstream_settings
 from m5ds.downstream.embed.pretrained import BEST, Pretrained
 from m5ds.downstream.measure.categories import LEAF, CategoryLevel
@@ -17,6 +16,7 @@ from m5ds.downstream.settings import DownstreamConfig
 from m5ds.downstream.tasks.classifier import TASK, ProductClassifier
 from m5ds.downstream.tasks.jobs import Evaluation, folder_of
 from m5ds.downstream.tasks.labels import ClassChoice
+from m5ds.inputs.media import BadMedia
 from m5ds.model.masking import PRODUCTS
 from m5ds.train import distributed, ds_config, sources, start
 from m5ds.train.checkpoints import checkpoint, run_directory, tags
@@ -87,6 +87,7 @@ def prepare(
         name=TASK,
         output_dir=str(folder_of(settings)),
         seed=settings.seed,
+        plugins=pretrained.model.config.plugins or [],
         data=settings.data,
         model=pretrained.model.spec,
         train=settings.train,

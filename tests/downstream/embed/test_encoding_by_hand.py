@@ -10,7 +10,6 @@ import torch
 from downstream_examples import NAMES, embedding_set, tiny_batch, tiny_model
 from PIL import Image
 
-from m5ds.data.decode.media import BadMedia
 from m5ds.downstream.embed import encoding
 from m5ds.downstream.embed.encoding import Request
 from m5ds.downstream.embed.features import FeatureOptions, check_states, encode, vector_width
@@ -20,6 +19,7 @@ from m5ds.downstream.search.query import Query
 from m5ds.downstream.tasks import clustering
 from m5ds.downstream.tasks.classifier import ClassifierHead
 from m5ds.downstream.tasks.clustering import cluster
+from m5ds.inputs.media import BadMedia
 
 TEN = embedding_set(
     np.arange(20.0).reshape(10, 2), np.arange(10), group=[f"g{i}" for i in range(10)],
