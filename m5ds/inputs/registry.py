@@ -14,13 +14,14 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from m5ds.inputs.base import InputKind
 
-Kind = TypeVar("Kind", bound=type[InputKind])
+Kind = TypeVar("Kind", bound=type)
 _KINDS: dict[str, type[InputKind]] = {}
 
 
 def register(cls: Kind) -> Kind:
     """Make a kind known to configurations by the default of its `kind` field. ValueError: the name is taken."""
-    (name,) = [field.default for field in dataclasses.fields(cls) if field.name == "kind"]  # type: ignore[arg-type]
+    assert issubclass(cls, InputKind) and dataclasses.is_dataclass(cls)
+    (name,) = [str(field.default) for field in dataclasses.fields(cls) if field.name == "kind"]
     if name in _KINDS:
         raise ValueError(f"input kind {name!r} is registered already, by {_KINDS[name].__module__}; choose another")
     _KINDS[name] = cls
@@ -59,8 +60,9 @@ def _validated(value: Any) -> InputKind:
 
 @lru_cache(maxsize=8)
 def _union(known: tuple[type[InputKind], ...]) -> TypeAdapter[InputKind]:
-    return TypeAdapter(Annotated[reduce(or_, known), Field(discriminator="kind")])
+    one_of_them: Any = Annotated[reduce(or_, known), Field(discriminator="kind")]
+    return TypeAdapter(one_of_them)
 
 
 def _serialized(value: InputKind, info: SerializationInfo) -> Any:
-    return TypeAdapter(type(value)).dump_python(value, mode=info.mode)
+    return TypeAdapter(type(value)).dump_python(value, mode="json" if info.mode == "json" else "python")

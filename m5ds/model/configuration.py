@@ -74,6 +74,13 @@ class M5Config(PretrainedConfig):
             **kwargs,
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """As `PretrainedConfig.to_dict`; a model without plugins does not speak of them."""
+        tree = super().to_dict()
+        if tree.get("plugins") is None:
+            tree.pop("plugins", None)
+        return tree
+
     def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
         """As `PretrainedConfig.save_pretrained`, and what the Auto classes need to load the folder."""
         self.auto_map = dict(AUTO_MAP)
