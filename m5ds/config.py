@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from m5ds import inputs, modality
+from m5ds import inputs, modality, plugins
 from m5ds.inputs import STRICT
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -78,7 +78,7 @@ class DataConfig:
 class ModalityConfig:
     """How the model treats one modality."""
 
-    input: inputs.InputSpec = Field(discriminator="kind")
+    input: inputs.InputSpec
     embedder: str
     """A name registered in m5ds.model.embeddings."""
     head: str
@@ -198,13 +198,19 @@ class RunConfig:
     output_dir: str = "runs"
     """The run's files go to output_dir/name."""
     seed: NotNegative = 0
+    plugins: list[str] = dataclasses.field(default_factory=list)
+    """Python files (relative to the working directory) or modules that are imported before anything else is read: they
+    register modalities, input kinds, embedders and heads (m5ds/plugins.py)."""
     data: DataConfig = DataConfig()
     model: ModelConfig
     train: TrainConfig
 
     def to_dict(self) -> dict[str, Any]:
         """Plain mappings, lists and scalars, with every input's `kind`, as `parse` reads them."""
-        return TypeAdapter(RunConfig).dump_python(self, mode="json")
+        tree = TypeAdapter(RunConfig).dump_python(self, mode="json")
+        if not self.plugins:
+            del tree["plugins"]  # a run without any is recorded as runs were before there were plugins
+        return tree
 
 
 _ADAPTER: TypeAdapter[RunConfig] = TypeAdapter(RunConfig)
@@ -260,11 +266,17 @@ def load_as(adapter: TypeAdapter[Settings], path: str | Path, overrides: list[st
 
 
 def _validated(adapter: TypeAdapter[Settings], tree: dict[str, Any], where: str) -> Settings:
+    named = tree.get("plugins")
     try:
+        # First of all, since what they register is what the other keys may name. Of another type: pydantic says so.
+        if isinstance(named, list) and all(isinstance(name, str) for name in named):
+            plugins.load(named, where)
         # Through JSON, since pydantic's strict mode then takes a YAML list for a tuple and still refuses "3" for 3.
         return adapter.validate_json(json.dumps(tree))
     except ValidationError as error:
         raise ConfigError(f"{where}: " + "; ".join(_explain(item) for item in error.errors())) from error
+    except plugins.PluginError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _explain(item: Any) -> str:

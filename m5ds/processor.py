@@ -7,11 +7,11 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, overload
+from typing import Any, overload
 
 import numpy as np
 from PIL import Image
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from m5ds import modality
 from m5ds.batch import Batch
@@ -27,7 +27,7 @@ from m5ds.model.remote_code import AUTO_MAP, write_remote_code
 CONFIG_FILE = "processor_config.json"
 TOKENIZER_FOLDER = "tokenizer"
 
-_ADAPTER: TypeAdapter[dict[str, InputSpec]] = TypeAdapter(dict[str, Annotated[InputSpec, Field(discriminator="kind")]])
+_ADAPTER: TypeAdapter[dict[str, InputSpec]] = TypeAdapter(dict[str, InputSpec])
 _TEXT_FIELDS = ("id", "title", "description", "attributes")
 _FROM_AUTO = {
     *("trust_remote_code", "code_revision", "revision", "token", "use_auth_token", "cache_dir", "force_download"),
@@ -143,10 +143,12 @@ class M5Processor:
         media: dict[str, list[Media]] = {}
         present = set()
         for field, name in fields.items():
-            if self.inputs[name].dim is None:
-                content: Any = attributes if modality.get(name).source == "table" else title or description
+            held = modality.get(name).content
+            if held is None:
+                content: Any = _media(product.get(field), f"{product_id}.{name}")
+                media[name] = content
             else:
-                content = media[name] = _media(product.get(field), f"{product_id}.{name}")
+                content = held(title, description, attributes)
             if content:
                 present.add(name)
         return RawProduct(

@@ -1,5 +1,8 @@
 """One table, in the paper's order; nothing else knows how many modalities there are."""
 
+import pickle
+from dataclasses import replace
+
 import pytest
 
 from m5ds import modality
@@ -19,7 +22,7 @@ def test_chosen_names_come_back_in_table_order():
 
 
 def test_an_extension_lasts_as_long_as_its_block():
-    scent = Modality(name="scent", source="array", catalogue_field="scents", task="msp")
+    scent = Modality(name="scent", number=5, catalogue_field="scents", task="msp")
     with modality.extended(scent):
         assert modality.names()[-1] == "scent"
         with pytest.raises(ValueError, match="already"), modality.extended(scent):
@@ -27,20 +30,52 @@ def test_an_extension_lasts_as_long_as_its_block():
     assert "scent" not in modality.names()
 
 
-def test_a_row_says_where_a_modality_comes_from_and_what_its_task_is_called():
-    rows = [(row.name, row.source, row.catalogue_field, row.task) for row in modality.table()]
+def test_a_row_says_what_a_modality_is_declared_by_and_what_its_task_is_called():
+    rows = [(row.name, row.catalogue_field, row.task, row.lists_files) for row in modality.table()]
     assert rows == [
-        ("image", "image", "images", "mrp"),
-        ("text", "text", "title", "mlm"),
-        ("table", "table", "attributes", "mem"),
-        ("video", "video", "videos", "mfp"),
-        ("audio", "audio", "audios", "mam"),
+        ("image", "images", "mrp", True),
+        ("text", "title", "mlm", False),
+        ("table", "attributes", "mem", False),
+        ("video", "videos", "mfp", True),
+        ("audio", "audios", "mam", True),
     ]
     assert modality.get("video") is modality.table()[3]
 
 
+def test_the_numbers_that_key_every_draw_never_change():
+    """A modality's masks, crops and replacements hang on it; checkpoints resume with the same draws for ever."""
+    numbers = {row.name: row.number for row in modality.table()}
+    assert numbers == {"image": 0, "text": 1, "table": 2, "video": 3, "audio": 4}
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (4, "modality 'scent': number 4 is audio's; choose one that is free"),
+        (256, "modality 'scent': number must lie in 0 to 255, got 256"),
+        (-1, "number must lie in 0 to 255, got -1"),
+    ],
+)
+def test_a_number_that_is_taken_or_no_byte_is_refused(number, message):
+    scent = Modality(name="scent", number=number, catalogue_field="scents", task="msp")
+    with pytest.raises(ValueError, match=message):
+        modality.register(scent)
+    with pytest.raises(ValueError, match=message), modality.extended(replace(scent, name="scent")):
+        pass
+    assert len(modality.table()) == 5
+
+
+def test_what_a_record_holds_itself_and_what_lies_in_files():
+    pairs = (("size", "3"),)
+    held = {row.name: row.content("title", "words", pairs) for row in modality.table() if row.content is not None}
+    assert held == {"text": "title", "table": pairs}
+    text, table = modality.get("text").content, modality.get("table").content
+    assert text("", "words", ()) == "words" and not text("", "", pairs) and not table("title", "words", ())
+    assert pickle.loads(pickle.dumps(modality.table())) == modality.table()
+
+
 def test_an_extension_ends_with_an_error_in_its_block():
-    scent = Modality(name="scent", source="array", catalogue_field="scents", task="msp")
+    scent = Modality(name="scent", number=5, catalogue_field="scents", task="msp")
     with pytest.raises(RuntimeError), modality.extended(scent):
         raise RuntimeError
     assert modality.names()[-1] == "audio"
@@ -48,12 +83,13 @@ def test_an_extension_ends_with_an_error_in_its_block():
 
 def test_several_modalities_may_be_added_and_each_only_once():
     one, two = (
-        Modality(name=name, source="array", catalogue_field=f"{name}s", task=name) for name in ("heat", "scent")
+        Modality(name=name, number=number, catalogue_field=f"{name}s", task=name)
+        for name, number in (("heat", 7), ("scent", 5))
     )
     with modality.extended(one, two):
         assert modality.names()[5:] == ("heat", "scent") and len(modality.table()) == 7
         assert modality.in_table_order(("scent", "image")) == ("image", "scent")
-        with modality.extended(Modality(name="touch", source="array", catalogue_field="t", task="t")):
+        with modality.extended(Modality(name="touch", number=6, catalogue_field="t", task="t")):
             assert modality.names()[5:] == ("heat", "scent", "touch")
         assert modality.names()[5:] == ("heat", "scent")
     with pytest.raises(ValueError, match="'image' is in the table already"), modality.extended(modality.get("image")):

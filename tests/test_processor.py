@@ -251,7 +251,7 @@ def test_a_damaged_configuration_of_a_saved_processor_is_one_line(tmp_path, spec
         with pytest.raises(ValueError, match="processor_config.json: not a processor's configuration: ") as caught:
             M5Processor.from_pretrained(tmp_path)
         assert "\n" not in str(caught.value)
-        assert ("tag 'pictures' found using 'kind'" in str(caught.value)) == ("pictures" in damaged)
+        assert ("input kind 'pictures' is unknown; known: " in str(caught.value)) == ("pictures" in damaged)
 
 
 def test_media_are_named_by_product_modality_and_number(tmp_path, spec, tokenizer):

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from m5ds import plugins
 from m5ds.cli import run_tool
 from m5ds.data.catalogue.formats import FORMATS
 from m5ds.data.catalogue.records import CatalogueOptions
@@ -43,11 +44,13 @@ def parse() -> argparse.Namespace:
         help="media of more products than this are placeholders, which say nothing and group nothing",
     )
     parser.add_argument("--overwrite", action="store_true", help="build again over finished shards")
+    plugins.add_flag(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     arguments = parse()
+    plugins.load_flagged(arguments)
     options = BuildOptions(
         catalogue=CatalogueOptions(
             format=arguments.format,

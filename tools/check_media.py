@@ -1,7 +1,8 @@
 """Decode every file of a media.jsonl and say what became of it: `tools/check_media.py MEDIA.jsonl [--csv OUT.csv]`.
 
-Each line names a `path` beside the file and a `kind` (image, video, audio); `ffmpeg.ok` or `pillow.ok`, where given, is
-what another decoder made of it and is shown where we differ. Ends with counts and the process's peak memory.
+Each line names a `path` beside the file and a `kind` (image, video, audio, or a plugin's); `ffmpeg.ok` or `pillow.ok`,
+where given, is what another decoder made of it and is shown where we differ. Ends with counts and the process's peak
+memory.
 """
 
 import argparse
@@ -13,8 +14,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from m5ds.data.decode.decoder import Decoder, MediaItem
-from m5ds.inputs import AudioPatches, ImagePatches, VideoTubes
+from m5ds import inputs, modality, plugins
+from m5ds.data.decode.decoder import Decoder
+from m5ds.inputs.keyed import Draws
+from m5ds.inputs.media import MediaItem
 
 
 def main() -> int:
@@ -22,29 +25,25 @@ def main() -> int:
     parser.add_argument("listing", type=Path)
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--batch", type=int, default=32, help="files decoded together")
+    plugins.add_flag(parser)
     arguments = parser.parse_args()
+    plugins.load_flagged(arguments)
     decoder = Decoder("cpu", 1)
-    image, video, audio = ImagePatches(size=224), VideoTubes(), AudioPatches()
-    times = [(number + 0.5) / video.frames for number in range(video.frames)]
+    specs = {kind.medium: kind() for kind in inputs.kinds().values() if kind.medium is not None}
     with arguments.listing.open() as lines:
         records = [json.loads(line) for line in lines]
     start_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     table, slowest = [], (0.0, "")
-    for kind in ("image", "video", "audio"):
+    for kind in (name for name in modality.names() if name in specs):
         chosen = [record for record in records if record["kind"] == kind]
         for first in range(0, len(chosen), arguments.batch):
             part = chosen[first : first + arguments.batch]
             files = [(arguments.listing.parent / record["path"]).read_bytes() for record in part]
             items = [MediaItem(record["path"], record["path"], data) for record, data in zip(part, files, strict=True)]
             began = time.perf_counter()
-            if kind == "image":
-                decoded = decoder.images(items, image, [None] * len(items))
-            elif kind == "video":
-                decoded = decoder.videos(items, video, [None] * len(items), [times] * len(items))
-            else:
-                decoded = decoder.audios(items, audio, [0.5] * len(items))
+            read = specs[kind].rows_of_files(items, decoder, Draws.centre(len(items)))
             slowest = max(slowest, ((time.perf_counter() - began) / len(items), items[0].member))
-            reasons = {bad.member: bad.reason for bad in decoded.failures}
+            reasons = {bad.member: bad.reason for bad in read.failures}
             for record in part:
                 other = (record.get("ffmpeg") or record.get("pillow") or {}).get("ok")
                 reason = reasons.get(record["path"], "")

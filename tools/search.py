@@ -8,17 +8,24 @@ import argparse
 import time
 from pathlib import Path
 
+from m5ds import modality, plugins
 from m5ds.cli import run_tool
 from m5ds.train import runtime
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    early = argparse.ArgumentParser(add_help=False)
+    plugins.add_flag(early)
+    plugins.load_flagged(early.parse_known_args()[0])
+    with_files = [row.name for row in modality.table() if row.lists_files]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[early]
+    )
     parser.add_argument("embeddings", help="a folder that tools/embed.py wrote")
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="the checkpoint that made the embeddings")
     parser.add_argument("--text", default="", help="words of a title")
     parser.add_argument("--attr", action="append", default=[], metavar="KEY=VALUE", help="a row of the table")
-    for name in ("image", "video", "audio"):
+    for name in with_files:
         parser.add_argument(f"--{name}", type=Path, help=f"a file with the product's {name}")
     parser.add_argument("--top", type=int, default=10, help="how many products to print (default: 10)")
     parser.add_argument(
@@ -37,7 +44,7 @@ def main() -> None:
     from m5ds.downstream.search.query import Query, encode_query
 
     products = read_embeddings(arguments.embeddings)
-    files = {name: path for name in ("image", "video", "audio") if (path := getattr(arguments, name)) is not None}
+    files = {name: path for name in with_files if (path := getattr(arguments, name)) is not None}
     query = Query(text=arguments.text, attributes=tuple((key, value) for key, _, value in pairs), files=files)
     vector = encode_query(load_pretrained(arguments.checkpoint), query, products.info)
     shown = products.take(~products.empty_N)

@@ -140,6 +140,8 @@ class DownstreamConfig:
     name: str
     output_dir: str = "runs/downstream"
     seed: NotNegative = 0
+    plugins: list[str] = dataclasses.field(default_factory=list)
+    """As in a run's YAML: what an exported model needs that was trained with plugins. A run's own are known."""
     batch_size: Positive = 32
     """Products of one evaluation batch."""
     num_replicates: Positive = 1000
@@ -187,4 +189,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> DownstreamConf
 
 def to_dict(settings: DownstreamConfig) -> dict:
     """Plain mappings, for records."""
-    return _ADAPTER.dump_python(settings, mode="json")
+    tree = _ADAPTER.dump_python(settings, mode="json")
+    if not settings.plugins:
+        del tree["plugins"]
+    return tree

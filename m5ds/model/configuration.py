@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from transformers import PretrainedConfig
 
+from m5ds import modality, plugins
 from m5ds.config import MOVED, ModelConfig
 from m5ds.model.remote_code import AUTO_MAP, write_remote_code
 
@@ -37,6 +38,8 @@ class M5Config(PretrainedConfig):
     """Seed of the initial weights, which depend on it and the parameters' names only."""
     activation_checkpointing: bool = False
     """Recompute the blocks' activations in the backward pass instead of keeping them."""
+    plugins: list[str] | None = None
+    """The run's plugins. A folder from elsewhere is never made to run code: whoever loads it loads them first."""
     tie_word_embeddings: bool = True
     """The vocabulary heads' decoders are the token tables."""
 
@@ -74,6 +77,13 @@ class M5Config(PretrainedConfig):
             **kwargs,
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """As `PretrainedConfig.to_dict`; a model without plugins does not speak of them."""
+        tree = super().to_dict()
+        if tree.get("plugins") is None:
+            tree.pop("plugins", None)
+        return tree
+
     def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
         """As `PretrainedConfig.save_pretrained`, and what the Auto classes need to load the folder."""
         self.auto_map = dict(AUTO_MAP)
@@ -86,7 +96,7 @@ class M5Config(PretrainedConfig):
 
     @property
     def spec(self) -> ModelConfig:
-        """The parsed model section. `ValueError` names an unknown key or an ill-typed value."""
+        """The parsed model section. `ValueError` names an unknown key or an ill-typed value, and a missing plugin."""
         if self.model is None:
             raise ValueError("M5Config.model is missing: build it with M5Config.from_spec(run_config.model, ...)")
         tree = dict(self.model)
@@ -95,7 +105,17 @@ class M5Config(PretrainedConfig):
                 if sorted(order) != sorted(tree.get(key, {})):
                     raise ValueError(f"config.json: {key[:-1]}_order {order} and model.{key} name different {key}")
                 tree[key] = {name: tree[key][name] for name in order}
-        return _parsed(json.dumps(tree))
+        try:
+            parsed = _parsed(json.dumps(tree))
+            modality.in_table_order(tuple(parsed.modalities))  # ValueError for one that is not in the table
+            return parsed
+        except ValueError as error:
+            if missing := plugins.not_loaded(self.plugins or []):
+                raise ValueError(
+                    f"{error}; the model was trained with plugins that are not loaded: call"
+                    f" m5ds.plugins.load({missing}, 'here') first, or name them under `plugins`"
+                ) from error
+            raise
 
     @property
     def first_ordinary_id(self) -> int:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from m5ds import modality
 from m5ds.batch import Batch, ModalityRows
 from m5ds.config import ModalityConfig
-from m5ds.inputs import RegionFeatures, TablePairs
 from m5ds.kernels.common.layout import PackedLayout
 from m5ds.kernels.embed_modalities import EmbedInput, embed_modalities
 from m5ds.model.configuration import M5Config
@@ -84,7 +83,7 @@ class Regions(ProjectedRows):
 
     def __init__(self, name: str, settings: ModalityConfig, hidden_size: int) -> None:
         super().__init__(name, settings, hidden_size)
-        if not isinstance(settings.input, RegionFeatures):
+        if not settings.input.has_geometry:
             raise ValueError(
                 f"model.modalities.{name}.embedder regions takes input kind region_features, got {settings.input.kind}"
             )
@@ -133,7 +132,7 @@ class Embeddings(nn.Module):
                 self._add(name, "token", config.vocab_size, dim)
             elif self.mask_specs[name] is not None:
                 self._add(name, "mask", dim)
-            if isinstance(settings.input, TablePairs):
+            if settings.input.has_parts:
                 self._add(name, "part", 2, dim)
             if settings.cls == "learned":
                 self._add(name, "cls", dim)
@@ -158,7 +157,7 @@ class Embeddings(nn.Module):
         assert isinstance(embedder, Embedder)
         projected_ND, extra_ND = embedder(rows)
         return EmbedInput(
-            modality=modality.names().index(name),
+            modality=modality.get(name).number,
             position_N=embedder.positions(rows),
             unit_N=mask_units(rows, self.settings[name], self.special_ids) if masked else rows.unit_N,
             part_N=rows.part_N,

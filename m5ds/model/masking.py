@@ -10,20 +10,9 @@ from torch import Tensor
 from m5ds import modality
 from m5ds.batch import Batch, ModalityRows
 from m5ds.config import ModalityConfig
-from m5ds.data.batches.rows import time_step
 from m5ds.kernels.common import philox
 from m5ds.kernels.embed_modalities import MaskSpec, draw_mask
 from m5ds.model.configuration import M5Config
-
-_UNITS = {
-    "text_tokens": ("token",),
-    "table_pairs": ("pair", "token", "key_or_value"),
-    "image_patches": ("row",),
-    "region_features": ("row",),
-    "video_tubes": ("row", "frame"),
-    "audio_patches": ("row", "frame"),
-    "feature_rows": ("row", "frame"),
-}
 
 
 def mask_spec(name: str, settings: ModalityConfig, config: M5Config) -> MaskSpec | None:
@@ -32,12 +21,13 @@ def mask_spec(name: str, settings: ModalityConfig, config: M5Config) -> MaskSpec
     """
     if settings.mask_ratio == 0.0:
         return None
-    if settings.mask_unit not in _UNITS[settings.input.kind]:
+    spec = settings.input
+    if settings.mask_unit not in spec.mask_units:
         raise ValueError(
-            f"model.modalities.{name}.mask_unit {settings.mask_unit!r} does not go with {settings.input.kind};"
-            f" use {' or '.join(_UNITS[settings.input.kind])}"
+            f"model.modalities.{name}.mask_unit {settings.mask_unit!r} does not go with {spec.kind};"
+            f" use {' or '.join(spec.mask_units)}"
         )
-    is_text = modality.get(name).source == "text"
+    is_text = spec.random_replacements
     return MaskSpec(
         threshold=philox.threshold(settings.mask_ratio),
         unit="key_or_value" if settings.mask_unit == "key_or_value" else "unit",
@@ -51,13 +41,9 @@ def mask_spec(name: str, settings: ModalityConfig, config: M5Config) -> MaskSpec
 def mask_units(rows: ModalityRows, settings: ModalityConfig, special_ids: list[int] | None) -> Tensor:
     """int64 [N]: what is masked together, by `mask_unit`; -1 where the data layer says so and for special tokens.
 
-    The data layer numbers rows (tokens, patches, tubes) and table pairs; frames and single table tokens are made here.
+    The data layer numbers rows (tokens, patches, tubes) and table pairs; the input kind numbers the rest.
     """
-    unit_N = rows.unit_N
-    if settings.mask_unit == "frame":
-        unit_N = torch.where(unit_N < 0, unit_N, time_step(rows.position_N, settings.input))
-    elif settings.mask_unit == "token":
-        unit_N = torch.where(unit_N < 0, unit_N, rows.position_N)
+    unit_N = settings.input.unit_numbers(settings.mask_unit, rows.unit_N, rows.position_N)
     if rows.token_N is None or not special_ids:
         return unit_N
     special = torch.tensor(special_ids, device=rows.token_N.device)
@@ -81,7 +67,7 @@ def draw_masks(batch: Batch, config: M5Config, seed: int, special_ids: list[int]
             rows.part_N,
             product_N,
             draw_N,
-            modality.names().index(name),
+            modality.get(name).number,
             seed,
             mask_spec(name, settings[name], config),
         )

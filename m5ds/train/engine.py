@@ -29,6 +29,7 @@ def build_model(config: RunConfig, tokenizer: Tokenizer, ds: dict[str, Any], *, 
         tokenizer,
         initializer_seed=config.seed,
         activation_checkpointing=config.train.activation_checkpointing,
+        plugins=config.plugins or None,
     )
     with partitioned(ds):
         model = M5ForPretraining(model_config)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from m5ds.batch import Batch
-from m5ds.data.decode.media import BadMedia
+from m5ds.inputs.media import BadMedia
 from m5ds.model.m5mmt import M5Output
 from m5ds.model.objectives.pool import Gathered
 from m5ds.model.objectives.total import PRODUCTS

@@ -64,7 +64,7 @@ def sums_carry_what_is_not_finite() -> None:
 
 
 def damaged_files_of_all_ranks_reach_one_list(directory: Path) -> None:
-    from m5ds.data.decode.media import BadMedia
+    from m5ds.inputs.media import BadMedia
 
     budget = BadMediaBudget(directory / "bad_media.jsonl", 0.5)
     rank = dist.get_rank()

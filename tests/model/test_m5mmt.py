@@ -339,7 +339,7 @@ def test_a_sixth_modality_takes_a_table_row_an_embedder_a_head_and_a_yaml(tmp_pa
     class ToyHead(heads.RegressionHead):
         pass
 
-    with modality.extended(modality.Modality(name="scent", source="array", catalogue_field="scents", task="msp")):
+    with modality.extended(modality.Modality(name="scent", number=5, catalogue_field="scents", task="msp")):
         spec = tiny_spec(
             tmp_path,
             "modalities.scent={embedder: toy_embedder, head: toy_head, input: {kind: feature_rows, rows: 4, dim: 3}}",

@@ -21,9 +21,10 @@ import av
 import numpy as np
 from PIL import Image
 
-from m5ds.data.decode.decoder import Crop, Decoder, MediaItem
+from m5ds.data.decode.decoder import Decoder
 from m5ds.data.decode.media import crop_box
 from m5ds.inputs import AudioPatches, ImagePatches, VideoTubes
+from m5ds.inputs.media import Crop, MediaItem
 
 BATCH = 48
 

@@ -14,19 +14,16 @@ from dataclasses import dataclass
 from itertools import count, islice
 from weakref import WeakSet
 
-from m5ds import inputs, modality
+from m5ds import modality
 from m5ds.batch import Batch
 from m5ds.config import DataConfig, ModalityConfig
 from m5ds.data.batches.micro_batch import MicroBatchMaker, Prepared
 from m5ds.data.batches.order import Order, Place, deal
 from m5ds.data.decode.decoder import Decoder
-from m5ds.data.decode.media import BadMedia
 from m5ds.data.shards.reader import ShardReader
 from m5ds.data.tokenizer import Tokenizer
+from m5ds.inputs.media import BadMedia
 from m5ds.kernels.common import philox
-
-_CHARACTERS_PER_TOKEN = 2
-"""A guess for estimating lengths before anything is tokenised; it only decides who computes what."""
 
 
 @dataclass(kw_only=True)
@@ -186,12 +183,8 @@ class Loader:
         for name, spec in self._specs.items():
             if name not in index.present[place.index]:
                 continue
-            most = spec.max_rows
-            if isinstance(spec, inputs.TextTokens):
-                most = min(most, 1 + int(index.text_chars[place.index]) // _CHARACTERS_PER_TOKEN)
-            elif isinstance(spec, inputs.TablePairs):
-                most = min(most, 1 + int(index.table_chars[place.index]) // _CHARACTERS_PER_TOKEN)
-            rows += most + 1
+            text_chars, table_chars = int(index.text_chars[place.index]), int(index.table_chars[place.index])
+            rows += spec.estimated_rows(text_chars, table_chars) + 1
         return rows
 
     def _prepare(self, position: int, slot: int) -> Prepared:

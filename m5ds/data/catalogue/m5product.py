@@ -17,14 +17,6 @@ _BLOCK = 1 << 20
 _MAX_RECORD_CHARS = 1 << 24
 _BLANK = " \t\r\n"
 
-_SUFFIXES = {
-    "image": (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"),
-    "video": (".mp4", ".webm", ".mkv", ".mov", ".avi", ".flv"),
-    "audio": (".wav", ".mp3", ".ogg", ".flac", ".m4a", ".aac", ".opus"),
-}
-_DECLARED_BY = {"image": "url", "video": "video"}
-"""The item's field that says that the product has such media, whether or not its file was fetched."""
-
 
 def read_m5product(path: Path, root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield `(file:line, record)` in the shape of our own catalogues; media paths are relative to `root`.
@@ -69,17 +61,16 @@ def _record(here: str, item_id: str, item: dict[str, Any], lookup: "_Lookup") ->
         "features": {},
     }
     for row in modality.table():
-        if row.source in ("text", "table"):
+        if not row.lists_files:
             continue
         features = lookup.find(f"features/{row.name}", item_id, FEATURE_SUFFIXES)
-        suffixes = _SUFFIXES.get(row.source, FEATURE_SUFFIXES)
-        raw = lookup.find(row.catalogue_field, item_id, suffixes)
+        raw = lookup.find(row.catalogue_field, item_id, row.suffixes)
         if features is not None:
             record["features"][row.name] = features
         elif raw is not None:
             record[row.catalogue_field] = [raw]
-        elif item.get(_DECLARED_BY.get(row.name, "")):
-            record[row.catalogue_field] = [f"{row.catalogue_field}/{item_id}{suffixes[0]}"]
+        elif row.official_field is not None and item.get(row.official_field):
+            record[row.catalogue_field] = [f"{row.catalogue_field}/{item_id}{row.suffixes[0]}"]
     return record
 
 

@@ -6,7 +6,7 @@ The schema: docs/catalogue.md.
 import json
 import math
 import stat
-from collections.abc import Container, Iterator, Sized
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,8 +17,6 @@ from m5ds.data.catalogue.m5product import read_m5product
 
 CATEGORY_SEPARATOR = " / "
 """Between the names of a category's path where it is one string, so it may not stand in a name."""
-DECODED_FROM_RECORD = ("text", "table")
-"""Sources whose content is in the record itself; every other modality lists files."""
 ORIGINAL_LANGUAGE = "original"
 """Where `i18n` keeps the title and description that another language's have replaced."""
 
@@ -261,7 +259,7 @@ def _media(
     media: dict[str, tuple[MediaFile, ...]] = {}
     missing: list[tuple[str, str]] = []
     for row in modality.table():
-        if row.source in DECODED_FROM_RECORD:
+        if not row.lists_files:
             continue
         field = row.catalogue_field
         listed = _path_list(here, field, raw.get(field))
@@ -289,7 +287,7 @@ def _features(here: str, value: Any) -> dict[str, str]:
         return {}
     if not isinstance(value, dict):
         raise CatalogueError(f"{here}: features must map a modality to a .npy or .npz file, got {_shown(value)}")
-    holders = [row.name for row in modality.table() if row.source not in DECODED_FROM_RECORD]
+    holders = [row.name for row in modality.table() if row.lists_files]
     features = {}
     for name, path in value.items():
         if path is None:
@@ -331,10 +329,13 @@ def _stat(here: str, field: str, path: str, root: Path) -> MediaFile | None:
     return MediaFile(path=path, size=status.st_size, mtime_ns=status.st_mtime_ns)
 
 
-def presence(media: Container[str], title: str, description: str, attributes: Sized) -> list[str]:
+def presence(media: Container[str], title: str, description: str, attributes: Sequence[tuple[str, str]]) -> list[str]:
     """Names, in table order, of the modalities that a product with this content has."""
-    has = {"text": bool(title or description), "table": bool(attributes)}
-    return [row.name for row in modality.table() if has.get(row.source, row.name in media)]
+    return [
+        row.name
+        for row in modality.table()
+        if (row.name in media if row.content is None else row.content(title, description, attributes))
+    ]
 
 
 def dumps(value: Any) -> str:

@@ -23,14 +23,13 @@ from m5ds.data.decode.media import (
     MAX_SAMPLE_RATE,
     MAX_WHOLE_SAMPLES,
     MIN_SAMPLE_RATE,
-    MediaError,
-    MediaItem,
     reason_for,
 )
 from m5ds.data.decode.probes.audio import whole_samples
 from m5ds.data.decode.probes.streams import stream_format
 from m5ds.data.decode.video_index import open_container
 from m5ds.inputs import AudioPatches
+from m5ds.inputs.media import MediaError, MediaItem
 
 _MEL_FLOOR = 1e-6
 """Added to the mel power before the logarithm: digital silence is finite."""

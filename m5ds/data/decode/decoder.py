@@ -17,12 +17,10 @@ from torch import Tensor
 
 from m5ds.data.decode.audio import decode_audios
 from m5ds.data.decode.image import decode_images
-from m5ds.data.decode.media import BadMedia, Crop, Decoded, MediaItem
 from m5ds.data.decode.plain_runtime import open_runtime
 from m5ds.data.decode.video import decode_videos
 from m5ds.inputs import AudioPatches, ImagePatches, VideoTubes
-
-__all__ = ["PIXEL_MEAN", "PIXEL_STD", "BadMedia", "Crop", "Decoded", "Decoder", "MediaItem"]
+from m5ds.inputs.media import BadMedia, Crop, Decoded, MediaItem
 
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
 """Pixels in 0..1 are standardised as (pixel - mean) / std, every channel alike."""

@@ -15,10 +15,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from m5ds.data.decode.dali_runtime import DaliRuntime
-from m5ds.data.decode.media import MAX_IMAGE_PIXELS, Crop, MediaError, MediaItem, crop_box, reason_for
+from m5ds.data.decode.media import MAX_IMAGE_PIXELS, crop_box, reason_for
 from m5ds.data.decode.probes.media import ImageHeader, check_nested, check_pixels, image_format, image_header
 from m5ds.data.decode.probes.tga import readable_tga
 from m5ds.data.decode.resize import cut_and_resize
+from m5ds.inputs.media import Crop, MediaError, MediaItem
 
 # A damaged file is recorded once, with its reason; Pillow would also write to the terminal.
 warnings.filterwarnings("ignore", module=r"PIL\.")

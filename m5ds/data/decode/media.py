@@ -1,10 +1,11 @@
-"""What goes into the decoders and what comes out: encoded files, crops, decoded values, recorded failures."""
+"""What the decoders refuse, which part of a picture they keep, and how they say what went wrong."""
 
 import math
 from dataclasses import dataclass
 
 import av
-from torch import Tensor
+
+from m5ds.inputs.media import Crop, MediaError
 
 MAX_IMAGE_PIXELS = 64 * 2**20
 """A larger picture is an absence: 64 Mpx unpack to 192 MiB."""
@@ -23,52 +24,6 @@ CROP_SCALE = (0.35, 1.0)
 """Smallest and largest share of the picture's area that a random crop keeps."""
 CROP_RATIO = (3 / 4, 4 / 3)
 """Smallest and largest width over height of a random crop, in pixels."""
-
-
-class MediaError(ValueError):
-    """A file that cannot be decoded. Never leaves the decoders: it becomes a `BadMedia`."""
-
-
-@dataclass(frozen=True, slots=True)
-class MediaItem:
-    """One encoded file of one product."""
-
-    product_id: str
-    member: str
-    """Name of the file inside the shard; for messages only, formats are told by content."""
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class BadMedia:
-    """A file that became an absence, and why."""
-
-    product_id: str
-    member: str
-    reason: str
-
-
-@dataclass(slots=True)
-class Decoded:
-    """What became of K' files of which K could be decoded."""
-
-    values: Tensor | list[Tensor]
-    """[K, ...] float32 on the decoder's device; for sounds a list of K tensors of different lengths."""
-    kept: list[int]
-    """Ascending indices of the K items that were decoded."""
-    failures: list[BadMedia]
-    """One entry for each item that is not in `kept`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Crop:
-    """Uniforms in [0, 1) drawn by the caller; `crop_box` turns them into pixels once the picture's size is known."""
-
-    area: float
-    aspect: float
-    y: float
-    x: float
-    flip: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,11 @@ from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from m5ds.data.decode.dali_runtime import DaliRuntime
-from m5ds.data.decode.media import Box, Crop, MediaItem, crop_box, reason_for
+from m5ds.data.decode.media import Box, crop_box, reason_for
 from m5ds.data.decode.resize import cut_and_resize
 from m5ds.data.decode.video_index import VideoIndex, video_index
 from m5ds.data.decode.video_pictures import pictures_at
+from m5ds.inputs.media import Crop, MediaItem
 
 _WHOLE_PIXELS = 16 * 2**20
 """Most pixels of full-size frames that DALI holds at once (48 MiB as RGB); PyAV holds one frame."""

@@ -14,10 +14,11 @@ from statistics import median
 
 import av
 
-from m5ds.data.decode.media import MAX_DECODED_PIXELS, MAX_PACKETS, MAX_VIDEO_PIXELS, MediaError
+from m5ds.data.decode.media import MAX_DECODED_PIXELS, MAX_PACKETS, MAX_VIDEO_PIXELS
 from m5ds.data.decode.probes.media import check_pixels, is_turned
 from m5ds.data.decode.probes.streams import stream_format
 from m5ds.data.decode.video_bitstream import packet_agrees, shows_picture
+from m5ds.inputs.media import MediaError
 
 CODEC_OPTIONS = {"max_pixels": str(MAX_VIDEO_PIXELS)}
 """FFmpeg refuses larger frames, whatever size the packets turn out to have."""

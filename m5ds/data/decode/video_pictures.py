@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 import av
 
-from m5ds.data.decode.media import MAX_DECODED_PIXELS, MediaError
+from m5ds.data.decode.media import MAX_DECODED_PIXELS
 from m5ds.data.decode.video_index import VideoIndex, places_at, usual_length
+from m5ds.inputs.media import MediaError
 
 Picture = TypeVar("Picture")
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from webdataset import TarWriter
 
 from m5ds import modality
+from m5ds.data.catalogue.formats import FEATURE_SUFFIXES
 from m5ds.data.catalogue.records import CatalogueError, dumps, presence
 from m5ds.data.shards.manifest import INDEX_SCHEMA, MEMBER_HASHES, ShardEntry
 from m5ds.data.shards.shared_media import content_hash
@@ -144,16 +145,10 @@ def _suffix(path: str) -> str:
 
 
 def _add_sound_of_clips(media: dict[str, list[tuple[str, bytes]]]) -> None:
-    """For each audio modality that has no file: the first clip with a sound stream, as it is."""
-    clips = [
-        (suffix, data)
-        for row in modality.table()
-        if row.source == "video"
-        for suffix, data in media.get(row.name, [])
-        if suffix not in ("npy", "npz")
-    ]
+    """For each modality that is the sound of another and has no file: the first clip with a sound stream, as it is."""
     for row in modality.table():
-        if row.source == "audio" and row.name not in media:
+        if row.sound_of is not None and row.name not in media:
+            clips = [clip for clip in media.get(row.sound_of, []) if f".{clip[0]}" not in FEATURE_SUFFIXES]
             sounding = next((clip for clip in clips if has_sound(clip[1])), None)
             if sounding is not None:
                 media[row.name] = [sounding]

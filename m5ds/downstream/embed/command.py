@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from m5ds import plugins
 from m5ds.downstream.command import add_checkpoint_arguments, shards_of
 from m5ds.downstream.embed.embeddings import OPERATIONS, STATES
 from m5ds.train import runtime
@@ -22,6 +23,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--unnormalized", action="store_true", help="leave the vectors' L2 norms as they are")
     parser.add_argument("--batch-size", type=int, default=32, help="products of a batch on each rank (default: 32)")
     parser.add_argument("--threads", type=int, default=1, help="decoding threads of each rank (default: 1)")
+    plugins.add_flag(parser)
     parser.add_argument("--shard-size", type=int, default=1024, help="products of a Parquet file (default: 1024)")
     return parser.parse_args(arguments)
 
@@ -35,6 +37,7 @@ def _run(arguments: argparse.Namespace) -> int:
     for flag in ("batch_size", "threads", "shard_size"):
         if getattr(arguments, flag) < 1:
             raise ValueError(f"--{flag.replace('_', '-')} must be at least 1, got {getattr(arguments, flag)}")
+    plugins.load_flagged(arguments)
     runtime.start_process_group()
 
     from m5ds.downstream.embed.embeddings import check_modalities, read_info

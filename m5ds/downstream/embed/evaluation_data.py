@@ -16,9 +16,9 @@ from m5ds.config import ModelConfig
 from m5ds.data.batches.micro_batch import MicroBatchMaker
 from m5ds.data.batches.order import Order, Place
 from m5ds.data.decode.decoder import Decoder
-from m5ds.data.decode.media import BadMedia
 from m5ds.data.shards.reader import Media, RawProduct, ShardReader
 from m5ds.data.tokenizer import Tokenizer
+from m5ds.inputs.media import BadMedia
 from m5ds.kernels.common import philox
 
 Transform = Callable[[RawProduct], RawProduct]
@@ -144,7 +144,7 @@ def damage_files(share: float, seed: int) -> Transform:
             draw=philox.EVALUATION_DRAW,
             product=torch.tensor(product.product),
             stream=philox.Stream.MEDIA_CHOICE,
-            modality=modality.names().index(name),
+            modality=modality.get(name).number,
             element=number,
             index=1,
         )[0]

@@ -126,8 +126,7 @@ def _validation(pretrained: Pretrained) -> dict[str, str]:
 
 
 def _media_fields(pretrained: Pretrained) -> list[str]:
-    spec = pretrained.model.spec
-    return [modality.get(name).catalogue_field for name in spec.modality_names if spec.modalities[name].input.dim]
+    return [row.catalogue_field for row in map(modality.get, pretrained.model.names) if row.lists_files]
 
 
 def _table(title: str, rows: dict[str, str]) -> str:

@@ -99,7 +99,7 @@ def shuffled_pairs(batch: Batch, rate: float, seed: int) -> Batch:
 
 def _words(batch: Batch, seed: int, index: int) -> Tensor:
     """32-bit words [B, M] keyed by (seed, product, modality)."""
-    number_M = torch.tensor([modality.names().index(name) for name in batch.modalities])
+    number_M = torch.tensor([modality.get(name).number for name in batch.modalities])
     return philox.random_words(
         seed=seed,
         draw=philox.EVALUATION_DRAW,

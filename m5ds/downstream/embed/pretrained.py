@@ -71,7 +71,8 @@ def _from_run(path: Path, untrained: bool) -> Pretrained:
     folder = found.root / found.tag
     run = config.parse(found.state["config"], str(folder / "state.json"))
     tokenizer = load_tokenizer(folder / TOKENIZER)
-    model = M5ForPretraining(M5Config.for_tokenizer(run.model, tokenizer, initializer_seed=run.seed)).eval()
+    settings = {"initializer_seed": run.seed, "plugins": run.plugins or None}
+    model = M5ForPretraining(M5Config.for_tokenizer(run.model, tokenizer, **settings)).eval()
     head = None
     if not untrained:
         weights = lora.merged(consolidate(found.root, found.tag), found.state.get("finetune", {}))

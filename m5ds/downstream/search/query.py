@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from m5ds import modality
 from m5ds.data.batches.micro_batch import MicroBatchMaker
+from m5ds.data.catalogue.records import presence
 from m5ds.data.decode.decoder import Decoder
 from m5ds.data.shards.reader import Media, RawProduct
 from m5ds.downstream.embed.embeddings import EmbeddingInfo
@@ -22,12 +24,12 @@ class Query:
     text: str = ""
     attributes: tuple[tuple[str, str], ...] = ()
     files: dict[str, Path] = field(default_factory=dict)
-    """`image`, `video` or `audio` -> path."""
+    """Modality that lists files -> path."""
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What the query shows, in no particular order."""
-        return (*(["text"] if self.text else []), *(["table"] if self.attributes else []), *self.files)
+        """What the query shows, in table order."""
+        return tuple(presence(self.files, self.text, "", self.attributes))
 
     def product(self) -> RawProduct:
         """The query as if it were a catalogue's product. `ValueError` for a file that is not there."""
@@ -61,7 +63,8 @@ def encode_query(pretrained: Pretrained, query: Query, info: EmbeddingInfo) -> N
             f" ({pretrained.fingerprint[:12]}); pass the checkpoint that tools/embed.py read"
         )
     if not query.modalities:
-        raise ValueError("nothing to search for: give at least one of --text, --attr, --image, --video, --audio")
+        flags = ", ".join(f"--{row.name}" for row in modality.table() if row.lists_files)
+        raise ValueError(f"nothing to search for: give at least one of --text, --attr, {flags}")
     for name in query.modalities:
         if name not in info.model_modalities:
             raise ValueError(f"--{name}: the model has no such modality, only {', '.join(info.model_modalities)}")

@@ -99,6 +99,7 @@ def prepare(evaluation: Evaluation, pretrained: Pretrained, ds: ds_config.DeepSp
         name=TASK,
         output_dir=str(folder_of(settings)),
         seed=settings.seed,
+        plugins=pretrained.model.config.plugins or [],
         data=settings.data,
         model=model.spec,
         train=settings.train,

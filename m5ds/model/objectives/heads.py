@@ -17,9 +17,6 @@ from m5ds.config import ModalityConfig
 from m5ds.kernels.masked_cross_entropy import masked_cross_entropy
 from m5ds.model.precision import wide
 
-RAW_KINDS = ("image_patches", "video_tubes", "audio_patches")
-"""Inputs whose regression targets are standardised per row; precomputed features are predicted as they are."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class HeadContext:
@@ -71,7 +68,7 @@ class RegressionHead(nn.Module):
                 f"model.modalities.{context.modality}.head: regression needs rows of features, {spec.kind} has tokens;"
                 " use head: vocabulary"
             )
-        self.standardize = spec.kind in RAW_KINDS
+        self.standardize = spec.standardized_targets
         self.norm = nn.LayerNorm(context.hidden_size, eps=context.layer_norm_eps)
         self.decoder = nn.Linear(context.hidden_size, spec.dim)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from m5ds.data.batches import augment
-from m5ds.data.batches.augment import Keys
+from m5ds.inputs.keyed import Keys
 from m5ds.kernels.common import philox
 from m5ds.kernels.common.philox import Stream, product_hash
 
@@ -23,14 +23,10 @@ def keys():
 
 def every_choice(keys):
     num_files = [1 + int(product) % 4 for product in keys.product_K]
+    present_KM = torch.ones(len(keys.product_K), 3, dtype=torch.bool)
     return {
-        "crops": augment.crops(keys, 3, 0),
-        "times": augment.frame_times(keys, 3, 3, 5).tolist(),
-        "starts": augment.window_starts(keys, 3, 4).tolist(),
         "files": augment.first_files(keys, 3, 0, num_files),
-        "kept": augment.kept_modalities(
-            keys, 3, [0, 1, 2], torch.ones(len(keys.product_K), 3, dtype=torch.bool), 0.5
-        ).tolist(),
+        "kept": augment.kept_modalities(keys, 3, [0, 1, 2], present_KM, 0.5).tolist(),
     }
 
 
@@ -46,24 +42,6 @@ def test_choices_differ_by_draw_and_by_seed(keys):
     first, second = every_choice(keys), every_choice(Keys(keys.product_K, keys.draw_K + 1))
     for name in first:
         assert first[name] != second[name], name
-    assert augment.crops(keys, 3, 0) != augment.crops(keys, 4, 0)
-    assert augment.crops(keys, 3, 0) != augment.crops(keys, 3, 3)
-
-
-def test_crops_are_uniform_and_never_flip(keys):
-    crops = augment.crops(keys, 0, 0)
-    for field in ("area", "aspect", "y", "x"):
-        values = torch.tensor([getattr(crop, field) for crop in crops])
-        assert values.min() >= 0 and values.max() < 1
-        assert values.mean().item() == pytest.approx(0.5, abs=0.03)
-    assert not any(crop.flip for crop in crops)
-
-
-def test_frame_times_lie_one_in_each_part_of_the_clip(keys):
-    times_KT = augment.frame_times(keys, 0, 3, 4)
-    assert torch.equal((times_KT * 4).long(), torch.arange(4).expand(NUM, 4))
-    assert (times_KT * 4 % 1).mean().item() == pytest.approx(0.5, abs=0.03)
-    assert augment.centre_times(2, 4).tolist() == [[0.125, 0.375, 0.625, 0.875]] * 2
 
 
 def test_every_file_of_a_product_is_chosen_equally_often(keys):
@@ -98,6 +76,19 @@ def test_dropping_a_modality_does_not_depend_on_which_others_the_model_has(keys)
     assert agreeing > 0.97
 
 
+def test_where_all_would_go_the_modality_with_the_largest_word_stays():
+    keys = keys_of([f"p{number}" for number in range(60)], draw=3)
+    numbers = [0, 2, 4]
+    words_KM = torch.stack([keys.words(7, Stream.MODALITY_DROPOUT, number)[0] for number in numbers], dim=1)
+    present_KM = torch.ones(60, 3, dtype=torch.bool)
+    present_KM[::2, 1] = False
+    present_KM[5] = False
+    kept_KM = augment.kept_modalities(keys, 7, numbers, present_KM, 1.0)
+    for words, present, kept in zip(words_KM.tolist(), present_KM.tolist(), kept_KM.tolist(), strict=True):
+        best = max((word for word, there in zip(words, present, strict=True) if there), default=None)
+        assert kept == [there and word == best for word, there in zip(words, present, strict=True)]
+
+
 def test_every_choice_is_read_from_the_stream_of_its_purpose():
     """Streams that were mixed up would tie a product's crop to its mask, and change the data of resumed runs."""
     keys, seed = keys_of(["a"], draw=5), 7
@@ -113,31 +104,10 @@ def test_every_choice_is_read_from_the_stream_of_its_purpose():
         )
         return [int(word) for word in found]
 
-    (crop,) = augment.crops(keys, seed, 3)
-    share = [float(philox.uniform(torch.tensor(word))) for word in words(Stream.CROP)]
-    assert [crop.area, crop.aspect, crop.y, crop.x] == share
-    for i, time in enumerate(augment.frame_times(keys, seed, 3, 4)[0].tolist()):
-        first = float(philox.uniform(torch.tensor(words(Stream.FRAMES, element=i)[0])))
-        assert time == pytest.approx((i + first) / 4, abs=1e-12)
-    (start,) = augment.window_starts(keys, seed, 3).tolist()
-    assert start == float(philox.uniform(torch.tensor(words(Stream.AUDIO_WINDOW)[0])))
     assert augment.first_files(keys, seed, 3, [1000]) == [words(Stream.MEDIA_CHOICE)[0] * 1000 // 2**32]
     kept_KM = augment.kept_modalities(keys, seed, [0, 1, 3, 4], torch.ones(1, 4, dtype=torch.bool), 0.5)
     dropped = [words(Stream.MODALITY_DROPOUT, modality)[0] for modality in (0, 1, 3, 4)]
     assert kept_KM[0].tolist() == [word >= 2**31 for word in dropped] or max(dropped) < 2**31
-
-
-def test_where_all_would_go_the_modality_with_the_largest_word_stays():
-    keys = keys_of([f"p{number}" for number in range(60)], draw=3)
-    numbers = [0, 2, 4]
-    words_KM = torch.stack([keys.words(7, Stream.MODALITY_DROPOUT, number)[0] for number in numbers], dim=1)
-    present_KM = torch.ones(60, 3, dtype=torch.bool)
-    present_KM[::2, 1] = False
-    present_KM[5] = False
-    kept_KM = augment.kept_modalities(keys, 7, numbers, present_KM, 1.0)
-    for words, present, kept in zip(words_KM.tolist(), present_KM.tolist(), kept_KM.tolist(), strict=True):
-        best = max((word for word, there in zip(words, present, strict=True) if there), default=None)
-        assert kept == [there and word == best for word, there in zip(words, present, strict=True)]
 
 
 def test_the_first_file_is_a_share_of_the_word():
@@ -147,17 +117,3 @@ def test_the_first_file_is_a_share_of_the_word():
     counts = [1 + number % 7 for number in range(50)]
     expected = [word * count // 2**32 for word, count in zip(words, counts, strict=True)]
     assert augment.first_files(keys, 3, 4, counts) == expected
-
-
-def test_keys_are_taken_in_the_order_asked_for_and_words_by_element():
-    keys = Keys(torch.tensor([5, 6, 7]), torch.tensor([1, 2, 3]))
-    taken = keys.take([2, 0])
-    assert taken.product_K.tolist() == [7, 5] and taken.draw_K.tolist() == [3, 1]
-    assert keys.take([]).product_K.tolist() == []
-    by_element = keys.words(4, Stream.FRAMES, 3, torch.arange(4))[0]
-    assert by_element.shape == (3, 4)
-    for element in range(4):
-        assert torch.equal(keys.words(4, Stream.FRAMES, 3, element)[0], by_element[:, element])
-    assert torch.equal(keys.words(4, Stream.FRAMES, 3)[0], by_element[:, 0])
-    assert augment.centre_times(3, 2).tolist() == [[0.25, 0.75]] * 3
-    assert augment.centre_times(1, 1).dtype == torch.float64

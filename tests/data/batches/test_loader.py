@@ -461,7 +461,7 @@ def test_precomputed_features_and_a_sixth_modality_are_read(tmp_path, decoder, m
             }
         )
     (tmp_path / "items.jsonl").write_text("\n".join(json.dumps(item) for item in items))
-    smell = modality.Modality(name="smell", source="array", catalogue_field="smells", task="mom")
+    smell = modality.Modality(name="smell", number=5, catalogue_field="smells", task="mom")
     with modality.extended(smell):
         build_shards(tmp_path / "items.jsonl", tmp_path / "shards", BuildOptions(ratios=(1.0, 0.0, 0.0)))
         specs = {

@@ -8,11 +8,20 @@ import pytest
 import torch
 
 from m5ds.data.batches import augment
-from m5ds.data.batches.augment import Keys
 from m5ds.data.batches.micro_batch import MicroBatchMaker
-from m5ds.data.decode.media import BadMedia, Decoded
 from m5ds.data.shards.reader import Media, RawProduct
-from m5ds.inputs import AudioPatches, FeatureRows, ImagePatches, RegionFeatures, TablePairs, TextTokens, VideoTubes
+from m5ds.inputs import (
+    AudioPatches,
+    FeatureRows,
+    ImagePatches,
+    RegionFeatures,
+    TablePairs,
+    TextTokens,
+    VideoTubes,
+    keyed,
+)
+from m5ds.inputs.keyed import Keys
+from m5ds.inputs.media import BadMedia, Decoded
 from m5ds.kernels.common.philox import EVALUATION_DRAW, product_hash
 
 IMAGE = ImagePatches(size=4, patch=2)
@@ -120,16 +129,16 @@ def test_training_draws_files_crops_times_and_windows_of_each_product():
     assert calls == [
         (
             [f"{name}.image.{file}" for name, file in zip("abc", first["image"], strict=True)],
-            augment.crops(keys, SEED, 0),
+            keyed.crops(keys, SEED, 0),
         ),
         (
             [f"{name}.video.{file}" for name, file in zip("ac", first["video"], strict=True)],
-            augment.crops(of_video, SEED, 3),
-            augment.frame_times(of_video, SEED, 3, 2).tolist(),
+            keyed.crops(of_video, SEED, 3),
+            keyed.frame_times(of_video, SEED, 3, 2).tolist(),
         ),
         (
             [f"{name}.audio.{file}" for name, file in zip("ab", first["audio"], strict=True)],
-            augment.window_starts(of_audio, SEED, 4).tolist(),
+            keyed.window_starts(of_audio, SEED, 4).tolist(),
         ),
     ]
 

@@ -190,7 +190,7 @@ def test_a_product_without_a_group_is_a_group_of_its_own(tmp_path):
 
 
 def test_a_sixth_modality_of_the_table_is_read_from_its_own_field(tmp_path):
-    heat = modality.Modality(name="heat", source="array", catalogue_field="heat_maps", task="mhm")
+    heat = modality.Modality(name="heat", number=5, catalogue_field="heat_maps", task="mhm")
     path = write_catalogue(tmp_path, [record(1, heat_maps=["media/1.npy"])])
     (tmp_path / "media/1.npy").write_bytes(b"array")
     with modality.extended(heat):

@@ -233,7 +233,7 @@ def test_the_first_known_suffix_is_taken_and_folders_are_no_files(tmp_path):
 
 
 def test_a_sixth_modality_is_looked_up_as_features(tmp_path):
-    heat = modality.Modality(name="heat", source="array", catalogue_field="heat_maps", task="mhm")
+    heat = modality.Modality(name="heat", number=5, catalogue_field="heat_maps", task="mhm")
     path = write_official(tmp_path, {"1001": {}, "1002": {}})
     for name in ("heat_maps/1001.npy", "features/heat/1002.npz", "heat_maps/1002.npy"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

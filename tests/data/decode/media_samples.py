@@ -7,7 +7,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from m5ds.data.decode.media import MediaItem
+from m5ds.inputs.media import MediaItem
 
 IMAGE_KINDS = (
     "JPEG",

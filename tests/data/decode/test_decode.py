@@ -7,9 +7,10 @@ from media_samples import AUDIO_KINDS, IMAGE_KINDS, VIDEO_KINDS, audio, image, i
 from PIL import Image
 
 from m5ds.data.decode.audio import log_mel
-from m5ds.data.decode.decoder import PIXEL_MEAN, PIXEL_STD, Crop, Decoder
+from m5ds.data.decode.decoder import PIXEL_MEAN, PIXEL_STD, Decoder
 from m5ds.data.decode.media import MAX_IMAGE_PIXELS, crop_box
 from m5ds.inputs import AudioPatches, ImagePatches, VideoTubes
+from m5ds.inputs.media import Crop
 
 IMAGE = ImagePatches(size=32, patch=8)
 VIDEO = VideoTubes(frames=4, size=24, patch=8)

@@ -22,9 +22,10 @@ from m5ds.data.decode.audio import (
     as_float,
     decode_audios,
 )
-from m5ds.data.decode.media import MAX_CHANNELS, MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, MediaError
+from m5ds.data.decode.media import MAX_CHANNELS, MAX_SAMPLE_RATE, MIN_SAMPLE_RATE
 from m5ds.data.decode.plain_runtime import PlainRuntime
 from m5ds.inputs import AudioPatches
+from m5ds.inputs.media import MediaError
 
 RATE = 8000
 SPEC = AudioPatches(seconds=1.0, num_mels=16, patch_mels=8, sample_rate=RATE, hop=80, n_fft=256, patch_steps=10)

@@ -16,7 +16,6 @@ import torch
 from media_samples import AUDIO_KINDS, IMAGE_KINDS, VIDEO_KINDS, audio, damaged, image, item, video
 
 from m5ds.data.decode.decoder import Decoder
-from m5ds.data.decode.media import MediaError
 from m5ds.data.decode.probes.audio import whole_samples
 from m5ds.data.decode.probes.media import image_header
 from m5ds.data.decode.probes.streams import stream_format
@@ -24,6 +23,7 @@ from m5ds.data.decode.video_bitstream import packet_agrees
 from m5ds.data.decode.video_index import video_index
 from m5ds.data.decode.video_pictures import pictures_at
 from m5ds.inputs import AudioPatches, ImagePatches, VideoTubes
+from m5ds.inputs.media import MediaError
 
 IMAGE = ImagePatches(size=16, patch=8)
 VIDEO = VideoTubes(frames=4, size=16, patch=8)

@@ -15,12 +15,13 @@ from m5ds.data.decode import media, video_index
 from m5ds.data.decode import video as decode_video
 from m5ds.data.decode.audio import log_mel
 from m5ds.data.decode.decoder import Decoder
-from m5ds.data.decode.media import MAX_IMAGE_PIXELS, Box, Crop, MediaError, crop_box
+from m5ds.data.decode.media import MAX_IMAGE_PIXELS, Box, crop_box
 from m5ds.data.decode.probes.media import check_pixels, image_format, is_animated_png
 from m5ds.data.decode.probes.streams import stream_format
 from m5ds.data.decode.video_bitstream import shows_picture
 from m5ds.data.decode.video_index import places_at, usual_length
 from m5ds.inputs import AudioPatches, VideoTubes
+from m5ds.inputs.media import Crop, MediaError
 
 SPEC = AudioPatches(seconds=1.0, num_mels=32, n_fft=512, hop=160, sample_rate=16000)
 

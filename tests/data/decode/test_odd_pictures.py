@@ -13,10 +13,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from m5ds.data.decode.decoder import PIXEL_MEAN, PIXEL_STD, Decoder
-from m5ds.data.decode.media import MAX_IMAGE_PIXELS, MediaError
+from m5ds.data.decode.media import MAX_IMAGE_PIXELS
 from m5ds.data.decode.probes.media import image_format, image_header
 from m5ds.data.decode.probes.tga import is_tga
 from m5ds.inputs import ImagePatches
+from m5ds.inputs.media import MediaError
 
 SPEC = ImagePatches(size=32, patch=8)
 XMP = "<x:xmpmeta><rdf:RDF><rdf:Description {}></rdf:Description></rdf:RDF></x:xmpmeta>"

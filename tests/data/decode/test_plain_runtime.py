@@ -16,10 +16,10 @@ from PIL import Image
 from m5ds.data.decode import plain_runtime
 from m5ds.data.decode.dali_runtime import DaliRuntime
 from m5ds.data.decode.decoder import Decoder
-from m5ds.data.decode.media import Crop
 from m5ds.data.decode.plain_runtime import PlainRuntime, open_runtime
 from m5ds.data.decode.resample import resample
 from m5ds.inputs import AudioPatches, ImagePatches, VideoTubes
+from m5ds.inputs.media import Crop
 
 CPU = torch.device("cpu")
 CROP = Crop(area=0.3, aspect=0.6, y=0.2, x=0.9, flip=True)

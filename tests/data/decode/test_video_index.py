@@ -7,8 +7,9 @@ import pytest
 from media_samples import video
 
 from m5ds.data.decode import video_index
-from m5ds.data.decode.media import MAX_VIDEO_PIXELS, MediaError
+from m5ds.data.decode.media import MAX_VIDEO_PIXELS
 from m5ds.data.decode.video_index import CODEC_OPTIONS, VideoIndex, open_container
+from m5ds.inputs.media import MediaError
 
 MATROSKA, AVI = b"\x1a\x45\xdf\xa3", b"RIFF....AVI "
 COVER = av.stream.Disposition.attached_pic

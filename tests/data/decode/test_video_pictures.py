@@ -6,9 +6,9 @@ import av
 import pytest
 
 from m5ds.data.decode import video_index, video_pictures
-from m5ds.data.decode.media import MediaError
 from m5ds.data.decode.video_index import VideoIndex
 from m5ds.data.decode.video_pictures import pictures_at
+from m5ds.inputs.media import MediaError
 
 TICKS = 10
 

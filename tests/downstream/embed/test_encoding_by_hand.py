@@ -10,7 +10,6 @@ import torch
 from downstream_examples import NAMES, embedding_set, tiny_batch, tiny_model
 from PIL import Image
 
-from m5ds.data.decode.media import BadMedia
 from m5ds.downstream.embed import encoding
 from m5ds.downstream.embed.encoding import Request
 from m5ds.downstream.embed.features import FeatureOptions, check_states, encode, vector_width
@@ -19,6 +18,7 @@ from m5ds.downstream.search import query
 from m5ds.downstream.search.query import Query
 from m5ds.downstream.tasks import clustering
 from m5ds.downstream.tasks.clustering import cluster
+from m5ds.inputs.media import BadMedia
 from m5ds.model.objectives.classification import ClassifierHead
 
 TEN = embedding_set(

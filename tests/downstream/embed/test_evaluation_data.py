@@ -7,10 +7,10 @@ import torch
 
 from m5ds import modality
 from m5ds.batch import Batch, ModalityRows
-from m5ds.data.decode.media import BadMedia
 from m5ds.data.shards.reader import Media, RawProduct
 from m5ds.downstream.embed import evaluation_data
 from m5ds.downstream.embed.evaluation_data import EvaluationData, damage_files, use_file
+from m5ds.inputs.media import BadMedia
 from m5ds.kernels.common import philox
 
 
@@ -189,7 +189,7 @@ def test_files_are_cut_to_a_third_by_their_own_word(share):
                     draw=philox.EVALUATION_DRAW,
                     product=torch.tensor(number),
                     stream=philox.Stream.MEDIA_CHOICE,
-                    modality=modality.names().index(name),
+                    modality=modality.get(name).number,
                     element=place,
                     index=1,
                 )[0]

@@ -26,7 +26,7 @@ def words(batch, seed, index):
                 draw=philox.EVALUATION_DRAW,
                 product=product,
                 stream=philox.Stream.MODALITY_DROPOUT,
-                modality=modality.names().index(name),
+                modality=modality.get(name).number,
                 index=index,
             )[0]
             for name in batch.modalities

@@ -72,7 +72,7 @@ def _words(stream: Stream, name: str, product: int, draw: int, seed: int, elemen
         draw=draw,
         product=torch.tensor(product),
         stream=stream,
-        modality=modality.names().index(name),
+        modality=modality.get(name).number,
         element=element,
     )
 

@@ -9,8 +9,9 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from m5ds.data.decode.media import MAX_IMAGE_PIXELS, MediaError
+from m5ds.data.decode.media import MAX_IMAGE_PIXELS
 from m5ds.data.decode.probes.tga import is_tga
+from m5ds.inputs.media import MediaError
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

@@ -6,8 +6,8 @@ first headers are checked, last in order.
 
 import re
 
-from m5ds.data.decode.media import MediaError
 from m5ds.data.decode.probes.media import PNG_SIGNATURE, is_animated_png, unknown
+from m5ds.inputs.media import MediaError
 
 _STREAM_MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (4, b"ftyp", "mov"),

@@ -5,7 +5,7 @@ import zlib
 
 import pytest
 
-from m5ds.data.decode.media import MAX_IMAGE_PIXELS, MediaError
+from m5ds.data.decode.media import MAX_IMAGE_PIXELS
 from m5ds.data.decode.probes.media import (
     ImageHeader,
     check_nested,
@@ -16,6 +16,7 @@ from m5ds.data.decode.probes.media import (
     jpeg_frame,
     unknown,
 )
+from m5ds.inputs.media import MediaError
 
 STARTS = {
     "JPEG": [b"\xff\xd8\xff"],

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from m5ds.data.decode.media import MediaError
 from m5ds.data.decode.probes.streams import stream_format
+from m5ds.inputs.media import MediaError
 
 STARTS = {
     "mov": [b"....ftyp", b"....moov", b"....mdat", b"....free", b"....wide"],
