@@ -200,7 +200,7 @@ class RunConfig:
     seed: NotNegative = 0
     plugins: list[str] = dataclasses.field(default_factory=list)
     """Python files (relative to the working directory) or modules that are imported before anything else is read: they
-    register modalities, input kinds, embedders and heads (m5ds/plugins.py)."""
+    register modalities, input kinds, objectives and more (m5ds/plugins.py)."""
     data: DataConfig = DataConfig()
     model: ModelConfig
     train: TrainConfig

@@ -1,7 +1,8 @@
 """Code from outside the package that a run names under `plugins`: what it registers is as good as ours.
 
 A plugin is a Python file (`path/to/file.py`, relative to the working directory as `data.shards` is) or a module that
-can be imported. When it is imported it registers what it adds: a modality, an input kind, an embedder, a head.
+can be imported. When it is imported it registers what it adds: a modality, an input kind, an objective, an
+embedder, a head.
 """
 
 import argparse

@@ -7,19 +7,21 @@ from contextlib import contextmanager
 from m5ds import modality, plugins
 from m5ds.inputs import registry
 from m5ds.model import configuration
+from m5ds.model.objectives import base
 
 
 @contextmanager
 def forgotten() -> Iterator[None]:
-    """Modalities, input kinds and plugins that are loaded inside are gone afterwards."""
-    kinds, loaded, modules = dict(registry._KINDS), dict(plugins._LOADED), set(sys.modules)
+    """Modalities, input kinds, objectives and plugins that are loaded inside are gone afterwards."""
+    registries = (registry._KINDS, base._KINDS, plugins._LOADED)
+    before, modules = [dict(known) for known in registries], set(sys.modules)
     with modality.extended():
         try:
             yield
         finally:
-            for known, before in ((registry._KINDS, kinds), (plugins._LOADED, loaded)):
+            for known, kept in zip(registries, before, strict=True):
                 known.clear()
-                known.update(before)
+                known.update(kept)
             configuration._parsed.cache_clear()
             for name in [name for name in set(sys.modules) - modules if name.startswith("m5ds_plugin_")]:
                 del sys.modules[name]
