@@ -5,6 +5,7 @@ Byte-equal media in several splits are told, and a fault only where the shards w
 
 import argparse
 
+from m5ds import modality, plugins
 from m5ds.cli import EXIT_USER_ERROR, run_tool
 from m5ds.data.shards.lint import lint_shards
 from m5ds.data.shards.manifest import CorruptShardError, read_manifest
@@ -14,8 +15,12 @@ from m5ds.data.shards.shared_media import find_shared_media
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", help="the shard directory, a path or an fsspec URL")
-    directory = parser.parse_args().directory
-    num_faults = 0
+    plugins.add_flag(parser)
+    arguments = parser.parse_args()
+    plugins.load_flagged(arguments)
+    directory, num_faults = arguments.directory, 0
+    if unknown := set(read_manifest(directory).modalities) - set(modality.names()):
+        raise ValueError(f"{directory}: unknown modalities {', '.join(sorted(unknown))}; pass their --plugin")
     for fault in lint_shards(directory):
         print(fault, flush=True)
         num_faults += 1

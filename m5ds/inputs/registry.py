@@ -49,8 +49,7 @@ def _validated(value: Any) -> InputKind:
     if isinstance(value, dict) and isinstance(name := value.get("kind"), str) and name not in _KINDS:
         raise PydanticCustomError(
             "unknown_input_kind",
-            "input kind '{name}' is unknown; known: {known}; a plugin's kind needs its plugin: `plugins`"
-            " in the YAML, m5ds.plugins.load in Python",
+            "input kind '{name}' is unknown; known: {known}; a plugin's kind needs its plugin (docs/configuration.md)",
             {"name": name, "known": ", ".join(_KINDS)},
         )
     adapter = _union(tuple(_KINDS.values()))

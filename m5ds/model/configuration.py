@@ -112,8 +112,8 @@ class M5Config(PretrainedConfig):
         except ValueError as error:
             if missing := plugins.not_loaded(self.plugins or []):
                 raise ValueError(
-                    f"{error}; the model was trained with plugins that are not loaded: call"
-                    f" m5ds.plugins.load({missing}, 'here') first, or name them under `plugins`"
+                    f"{error}; the model was trained with plugins that are not loaded: {', '.join(missing)};"
+                    " pass each with --plugin, name them under `plugins`, or call m5ds.plugins.load first"
                 ) from error
             raise
 

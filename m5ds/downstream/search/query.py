@@ -28,8 +28,8 @@ class Query:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What the query shows, in table order."""
-        return tuple(presence(self.files, self.text, "", self.attributes))
+        """What the query shows, in no particular order."""
+        return (*presence((), self.text, "", self.attributes), *self.files)
 
     def product(self) -> RawProduct:
         """The query as if it were a catalogue's product. `ValueError` for a file that is not there."""

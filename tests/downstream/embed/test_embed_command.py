@@ -29,6 +29,7 @@ def test_flags_have_their_documented_defaults():
         "batch_size": 32,
         "threads": 1,
         "shard_size": 1024,
+        "plugin": [],
     }
     with pytest.raises(ValueError, match="--out"):
         embed_command.parse(["--checkpoint", "c"])
@@ -85,6 +86,8 @@ def test_every_flag_reaches_its_place(embed, capsys, monkeypatch):
     )  # fmt: skip
     assert shard_size == 1 and capsys.readouterr().out == ""
     assert embed("--states", "dense")[2][1].operation == "concat"
+    with pytest.raises(ValueError, match="command line: plugins: 'none.py' cannot be imported"):
+        embed("--plugin", "none.py")
     assert embed("--threads", "4", "--batch-size", "5")[2][0][1] == {"batch_size": 5, "num_threads": 4}
 
 
