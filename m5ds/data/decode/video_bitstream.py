@@ -7,6 +7,10 @@ bitstream specification sections 6.2 and 7.2 and its annex B (superframes).
 
 from m5ds.data.decode.probes.media import jpeg_frame
 
+_VP8, _VP9 = ("vp8", "libvpx"), ("vp9", "libvpx-vp9")
+MAY_HIDE = (*_VP8, *_VP9)
+"""FFmpeg's decoders of codecs in which a packet may bring no picture to show."""
+
 _VP9_SYNC = 0x498342
 _VP9_MATRICES = (0, 1, 3)
 """Colour spaces that DALI converts rightly: unknown, BT.601 and its other name, SMPTE 170M."""
@@ -48,9 +52,9 @@ def packet_agrees(codec: str, packet: bytes, height: int, width: int) -> bool:
 def shows_picture(codec: str, packet: bytes) -> bool:
     """Whether a packet brings a picture to show: those of VP8 and VP9 may hold references that are never shown."""
     try:
-        if codec in ("vp8", "libvpx"):
+        if codec in _VP8:
             return bool(packet[0] & 0x10)
-        if codec in ("vp9", "libvpx-vp9"):
+        if codec in _VP9:
             return any(_vp9_shown(frame) for frame in _vp9_frames(packet))
     except IndexError:
         return True  # damaged: the decoder will say

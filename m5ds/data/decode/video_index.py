@@ -17,7 +17,7 @@ import av
 from m5ds.data.decode.media import MAX_DECODED_PIXELS, MAX_PACKETS, MAX_VIDEO_PIXELS
 from m5ds.data.decode.probes.media import check_pixels, is_turned
 from m5ds.data.decode.probes.streams import stream_format
-from m5ds.data.decode.video_bitstream import packet_agrees, shows_picture
+from m5ds.data.decode.video_bitstream import MAY_HIDE, packet_agrees, shows_picture
 from m5ds.inputs.media import MediaError
 
 CODEC_OPTIONS = {"max_pixels": str(MAX_VIDEO_PIXELS)}
@@ -106,7 +106,7 @@ def video_index(data: bytes, on_gpu: bool) -> VideoIndex:
     check_pixels(stream.height, stream.width, MAX_VIDEO_PIXELS)
     packets = _packets(container, stream)
     codec = context.name
-    may_hide = codec.startswith(("vp8", "vp9", "libvpx"))  # only their packets need a look, which copies them
+    may_hide = codec in MAY_HIDE  # only their packets need a look, which copies them
     seen = [
         number
         for number, packet in enumerate(packets)

@@ -112,12 +112,13 @@ def test_packets_that_are_not_shown_are_kept_for_those_that_are(indexed) -> None
     assert one.packets == given[:3] and one.shown == [0, 2] and one.starts == [0, 20]
     assert one.time == [0, 15, 20] and one.timed and not one.counted and not one.dali
     assert indexed([*packets(0), Packet(None, hidden=True)]).time == [0, 0]
-    for codec in ("vp8", "libvpx"):
+    for codec in ("vp8", "libvpx"):  # two decoders of one codec
         shown, reference = Packet(0, key=True, data=b"\x10"), Packet(10, data=b"\0")
         assert indexed([shown, reference], codec).shown == [0]
         with pytest.raises(MediaError, match="shows no frames"):
             indexed([reference], codec)
-    assert indexed([Packet(0, key=True, data=b"\x86"), Packet(10, data=b"\x84")], "vp9").shown == [0]
+    for codec in ("vp9", "libvpx-vp9"):
+        assert indexed([Packet(0, key=True, data=b"\x86"), Packet(10, data=b"\x84")], codec).shown == [0]
 
 
 def test_packets_are_copied_only_where_a_picture_may_hide(indexed) -> None:
