@@ -108,8 +108,8 @@ def test_tests_that_execute_the_line_are_asked_those_of_the_own_file_first():
             {name: [7, 8] for name in ("tests/data/batches/test_order.py::a", "tests/data/batches/test_order.py::b")},
             failed=["tests/data/batches/test_order.py::red"],
         ),
-        "tests/data/batches/test_rows.py": record(
-            {"tests/data/batches/test_rows.py::c": 1.0}, {"tests/data/batches/test_rows.py::c": [1, 2]}
+        "tests/data/batches/test_loader.py": record(
+            {"tests/data/batches/test_loader.py::c": 1.0}, {"tests/data/batches/test_loader.py::c": [1, 2]}
         ),
     }
     edit = Edit("m5ds/data/batches/order.py", 7, 0, 1, "", "", (7,))
@@ -117,7 +117,7 @@ def test_tests_that_execute_the_line_are_asked_those_of_the_own_file_first():
     assert chosen.first == ("tests/data/batches/test_order.py::a", "tests/data/batches/test_order.py::b")
     assert chosen.others == ("tests/train/test_step.py::slow",)
     at_import = Edit("m5ds/data/batches/order.py", 1, 0, 1, "", "", ())
-    assert "tests/data/batches/test_rows.py::c" in selection.select([at_import], records).others
+    assert "tests/data/batches/test_loader.py::c" in selection.select([at_import], records).others
 
 
 def test_a_line_that_no_test_executes_is_a_survivor_and_says_so():

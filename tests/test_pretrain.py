@@ -17,7 +17,7 @@ def events(monkeypatch) -> list[str]:
     """In which order environment and command were used."""
     seen: list[str] = []
     monkeypatch.setattr(runtime, "prepare_environment", lambda: seen.append("environment"))
-    monkeypatch.setattr(command, "main", lambda: seen.append("main") or 143)
+    monkeypatch.setattr(command, "guarded", lambda run: seen.append("guarded") or 143)
     return seen
 
 
@@ -26,7 +26,7 @@ def test_it_exits_with_the_commands_code_and_its_folder_shadows_no_module(events
     monkeypatch.setattr(sys, "path", [first, *sys.path])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert ended.value.code == 143 and events == ["environment", "main"]
+    assert ended.value.code == 143 and events == ["environment", "guarded"]
     assert (first in sys.path) == (first == "/elsewhere")
 
 

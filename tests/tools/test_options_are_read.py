@@ -56,7 +56,7 @@ def files() -> list[Path]:
 
 def shared_readers(path: Path) -> list[Path]:
     """The file itself, and for a library's parser those of its folder that are handed its arguments."""
-    commands = [*path.parent.glob("*command*.py"), ROOT / "m5ds/train/command.py"]
+    commands = [*path.parent.glob("*command*.py"), ROOT / "m5ds/train/command.py", ROOT / "m5ds/pretrain.py"]
     return [path] if "tools" in path.parts else [path, *commands]
 
 
