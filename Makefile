@@ -50,7 +50,7 @@ test-slow: install
 # Kernels, model and training once more as CPUs without AVX-512 compute, and without AVX2: other vector widths and fused
 # products round otherwise, and bf16 is emulated. What is exactly zero here is 1e-17 there. `--expect-cpu` stops where torch
 # does not obey. The interpreter's tests stay out: their kernels run in numpy, which these variables do not reach.
-CPU_TESTS := tests/test_closeness.py tests/test_older_cpus.py tests/kernels tests/model tests/train tests/dist
+CPU_TESTS := tests/repository/test_closeness.py tests/repository/test_older_cpus.py tests/kernels tests/model tests/train tests/dist
 CPU_TESTS += --ignore=tests/kernels/interpreter --ignore=tests/kernels/compile
 
 test-cpus: install

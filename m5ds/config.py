@@ -228,7 +228,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
 
 
 def given_keys(path: str | Path, overrides: list[str] | None = None) -> frozenset[str]:
-    """The dotted keys that the YAML, its bases or an override set, as opposed to defaults (m5ds/train/ds_config.py)."""
+    """The dotted keys that the YAML, its bases or an override set, as opposed to defaults (engine/ds_config.py)."""
 
     def leaves(tree: dict[str, Any], prefix: str) -> list[str]:
         return [

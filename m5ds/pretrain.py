@@ -31,8 +31,9 @@ def pretrain(arguments: argparse.Namespace) -> int:
     runtime.start_process_group()
 
     # Only now what imports DeepSpeed, which asks for the environment that `prepare_environment` and the launcher made.
-    from m5ds.train import distributed, engine, sources, start
+    from m5ds.train import distributed, sources, start
     from m5ds.train.checkpoints import run_directory
+    from m5ds.train.engine import build as engine
     from m5ds.train.job import Job
     from m5ds.train.loop import train
     from m5ds.train.report import summary

@@ -10,8 +10,9 @@ import pytest
 
 import m5ds.pretrain as story
 from m5ds import config as configuration
-from m5ds.train import engine, loop, runtime, sources, start
+from m5ds.train import loop, runtime, sources, start
 from m5ds.train.checkpoints import checkpoint, run_directory
+from m5ds.train.engine import build as engine
 from m5ds.train.report import monitor as monitor_module
 from m5ds.train.report import summary
 from m5ds.train.validation import HeldOut

@@ -22,7 +22,8 @@ def main() -> None:
     from m5ds.downstream.measure.results import write_result
     from m5ds.downstream.tasks.baseline_jobs import evaluate_baseline
     from m5ds.downstream.tasks.baselines import BASELINES
-    from m5ds.downstream.tasks.jobs import Evaluation, folder_of
+    from m5ds.downstream.tasks.evaluation import Evaluation
+    from m5ds.downstream.tasks.jobs import folder_of
 
     settings = downstream_settings.load(find_file(arguments.config), arguments.overrides)
     evaluation = Evaluation(settings, arguments.shards)

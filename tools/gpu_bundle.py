@@ -33,7 +33,7 @@ ROOTS = ("deepspeed", "omegaconf", "pydantic", "webdataset", "av", "pytest", "py
 """What the checkout's training code, kernels and tests import beyond torch and Hugging Face's packages."""
 MODULES = (
     "m5ds.train.loop",
-    "m5ds.train.engine",
+    "m5ds.train.engine.build",
     "m5ds.train.step",
     "m5ds.data.batches.random_batch",
     "m5ds.downstream.embed.encoding",

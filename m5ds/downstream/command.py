@@ -66,7 +66,7 @@ def shards_of(arguments: argparse.Namespace, pretrained) -> str:
 
 def _run(arguments: argparse.Namespace) -> int:
     from m5ds.downstream import settings as downstream_settings
-    from m5ds.train import ds_config
+    from m5ds.train.engine import ds_config
 
     path = find_file(arguments.config)
     settings = downstream_settings.load(path, arguments.overrides)
@@ -80,7 +80,8 @@ def _run(arguments: argparse.Namespace) -> int:
     runtime.start_process_group()
 
     from m5ds.downstream.embed.pretrained import load_pretrained
-    from m5ds.downstream.tasks.jobs import Evaluation, stage_of
+    from m5ds.downstream.tasks.evaluation import Evaluation
+    from m5ds.downstream.tasks.jobs import stage_of
 
     pretrained = load_pretrained(arguments.checkpoint, untrained=arguments.untrained)
     evaluation = Evaluation(settings, shards_of(arguments, pretrained))
@@ -123,7 +124,8 @@ def _all(arguments, evaluation, ds, pretrained, relaunch: Relaunch) -> int:
     """Every task of the untrained, pretrained and finetuned model (no probe of the last), robustness and the report."""
     from m5ds.downstream.embed.pretrained import load_pretrained
     from m5ds.downstream.report.report import build, load_results, write_report
-    from m5ds.downstream.tasks.jobs import Evaluation, folder_of
+    from m5ds.downstream.tasks.evaluation import Evaluation
+    from m5ds.downstream.tasks.jobs import folder_of
     from m5ds.train import distributed
 
     for stage in ("untrained", "pretrain"):
@@ -155,9 +157,9 @@ def _all(arguments, evaluation, ds, pretrained, relaunch: Relaunch) -> int:
 def _classification(arguments, evaluation, ds, pretrained, stage: str, relaunch: Relaunch) -> tuple[int, Path]:
     """Finetune and test; the exit code and the run's folder, which also gets the result."""
     from m5ds.downstream.embed.pretrained import load_pretrained
+    from m5ds.downstream.finetuning import job as finetune
+    from m5ds.downstream.finetuning.classifier import add_classifier
     from m5ds.downstream.measure.results import write_result
-    from m5ds.downstream.tasks import finetune
-    from m5ds.downstream.tasks.classifier import add_classifier
     from m5ds.downstream.tasks.jobs import classification_table
     from m5ds.train import distributed
     from m5ds.train.loop import train

@@ -12,7 +12,8 @@ from typing import NoReturn
 import m5ds.config as configuration
 from m5ds.cli import EXIT_INTERRUPTED, EXIT_USER_ERROR, one_line
 from m5ds.config import ConfigError, RunConfig
-from m5ds.train import ds_config, runtime
+from m5ds.train import runtime
+from m5ds.train.engine import ds_config
 
 EXIT_DIVERGED = 3
 GRACE_SECONDS = 20.0

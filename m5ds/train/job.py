@@ -10,8 +10,8 @@ from m5ds.config import RunConfig
 from m5ds.model.m5mmt import M5ForPretraining
 from m5ds.train import distributed, start
 from m5ds.train.checkpoints import checkpoint, run_directory, tags
+from m5ds.train.engine.precision import Precision
 from m5ds.train.faults import BadMediaBudget
-from m5ds.train.precision import Precision
 from m5ds.train.report.monitor import Monitor
 from m5ds.train.sources import Sources
 from m5ds.train.stopping import StopRequest

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 
 from m5ds.config import RunConfig
-from m5ds.train import distributed, ds_config, engine, runtime
+from m5ds.train import distributed, runtime
 from m5ds.train.checkpoints import checkpoint, reshard, run_directory
-from m5ds.train.precision import Precision, choose
+from m5ds.train.engine import build as engine
+from m5ds.train.engine import ds_config
+from m5ds.train.engine.precision import Precision, choose
 from m5ds.train.sources import Sources
 
 

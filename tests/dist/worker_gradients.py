@@ -22,7 +22,8 @@ from deepspeed.utils import safe_get_full_grad  # noqa: E402
 from m5ds.data.batches.random_batch import random_batch  # noqa: E402
 from m5ds.model.configuration import M5Config  # noqa: E402
 from m5ds.model.m5mmt import M5ForPretraining  # noqa: E402
-from m5ds.train import distributed, engine  # noqa: E402
+from m5ds.train import distributed  # noqa: E402
+from m5ds.train.engine import build as engine  # noqa: E402
 from m5ds.train.step import TrainStep  # noqa: E402
 
 VOCAB = 64

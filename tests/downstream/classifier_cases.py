@@ -6,8 +6,8 @@ import numpy as np
 from downstream_examples import tiny_model
 
 from m5ds.downstream.embed.presence import with_modalities
+from m5ds.downstream.finetuning.classifier import add_classifier
 from m5ds.downstream.settings import ClassificationConfig
-from m5ds.downstream.tasks.classifier import add_classifier
 from m5ds.model.m5mmt import M5ForPretraining
 from m5ds.model.objectives.classification import TASK, Classification
 

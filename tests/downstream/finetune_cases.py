@@ -8,16 +8,16 @@ import pytest
 import torch
 from downstream_examples import tiny_batch, tiny_model, tiny_run
 
+from m5ds.downstream.finetuning.classifier import add_classifier
+from m5ds.downstream.finetuning.job import EarlyStopping, Labels
 from m5ds.downstream.measure.categories import CategoryLevel
 from m5ds.downstream.settings import ClassificationConfig
-from m5ds.downstream.tasks.classifier import add_classifier
-from m5ds.downstream.tasks.finetune import EarlyStopping, Labels
 from m5ds.downstream.tasks.labels import ClassChoice
 from m5ds.inputs.media import BadMedia
 from m5ds.model.objectives.classification import TASK
+from m5ds.train.engine.precision import Precision
 from m5ds.train.faults import BadMediaBudget
 from m5ds.train.job import Job
-from m5ds.train.precision import Precision
 
 LABELS = [0, 1, 2, 0, 1, 2, -1, 0]
 

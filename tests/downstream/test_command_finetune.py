@@ -12,12 +12,15 @@ import torch
 from m5ds.config import ConfigError
 from m5ds.downstream import command
 from m5ds.downstream.embed import pretrained as pretraining
+from m5ds.downstream.finetuning import classifier
+from m5ds.downstream.finetuning import job as finetune
 from m5ds.downstream.measure import results
 from m5ds.downstream.measure.bootstrap import Interval
 from m5ds.downstream.measure.results import Result, Table
 from m5ds.downstream.report import report
 from m5ds.downstream.settings import ClusteringConfig, DownstreamConfig
-from m5ds.downstream.tasks import classifier, finetune, jobs, robustness
+from m5ds.downstream.tasks import jobs, robustness
+from m5ds.downstream.tasks.evaluation import Evaluation
 from m5ds.downstream.tasks.labels import UNSEEN_NAMES
 from m5ds.train import loop as training
 from m5ds.train import runtime, stopping
@@ -202,7 +205,7 @@ def test_all_tasks_run_on_every_stage_and_the_report_names_each_result(calls, mo
     )
     settings = DownstreamConfig(name="n", output_dir="o", clustering=ClusteringConfig(seeds=[5]))
     opened = {}
-    evaluation = jobs.Evaluation(settings, "s", opened)
+    evaluation = Evaluation(settings, "s", opened)
     assert command._all(Namespace(checkpoint="runs/a"), evaluation, None, PRETRAINED, None) == 0
     embedding = ["coarse_retrieval", "instance_retrieval", "clustering"]
     expected = [

@@ -36,7 +36,11 @@ def fast_test_files() -> list[str]:
     """All but the kernels' interpreter and compile tests, which need a process with other settings."""
     names = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py"))
     skipped = ("tests/kernels/interpreter/", "tests/kernels/compile/", "tests/gpu/")
-    tool = ("tests/test_mutation.py", "tests/kernels/test_mutate.py", "tests/test_layout_of_repository.py")
+    tool = (
+        "tests/repository/test_mutation.py",
+        "tests/kernels/test_mutate.py",
+        "tests/repository/test_layout_of_repository.py",
+    )
     return [name for name in names if not name.startswith(skipped) and name not in tool]
 
 

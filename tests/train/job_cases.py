@@ -8,8 +8,9 @@ import torch
 from model_cases import build, tiny_spec
 
 from m5ds.config import TrainConfig
-from m5ds.train import engine, loop
+from m5ds.train import loop
 from m5ds.train.checkpoints import checkpoint
+from m5ds.train.engine import build as engine
 from m5ds.train.job import Job, Validation
 
 CPU = torch.device("cpu")

@@ -10,10 +10,12 @@ import torch
 from ranks_as_threads import RanksAsThreads
 
 from m5ds import config
-from m5ds.train import ds_config, engine, runtime, start
+from m5ds.train import runtime, start
 from m5ds.train.checkpoints import checkpoint, reshard, tags
 from m5ds.train.distributed import RankError
-from m5ds.train.precision import Precision
+from m5ds.train.engine import build as engine
+from m5ds.train.engine import ds_config
+from m5ds.train.engine.precision import Precision
 
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCTS = 100

@@ -24,8 +24,9 @@ from m5ds.data.batches.random_batch import random_batch
 from m5ds.kernels.benchmarks.case import percentiles
 from m5ds.kernels.benchmarks.results import device_name
 from m5ds.kernels.benchmarks.roofline import measure_ceilings
-from m5ds.train import ds_config, runtime
-from m5ds.train.precision import device_of_rank
+from m5ds.train import runtime
+from m5ds.train.engine import ds_config
+from m5ds.train.engine.precision import device_of_rank
 from m5ds.train.report import flops
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,7 +65,7 @@ class Trainer:
     """An engine and batches that it takes in turn."""
 
     def __init__(self, config: RunConfig, precision: str, total_steps: int, directory: Path) -> None:
-        from m5ds.train import engine
+        from m5ds.train.engine import build as engine
         from m5ds.train.step import TrainStep
 
         vocabulary: Any = Vocabulary(config.data.tokenizer.vocab_size)

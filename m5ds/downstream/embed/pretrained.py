@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from m5ds import config
 from m5ds.data.tokenizer import Tokenizer, load_tokenizer
-from m5ds.downstream.tasks import lora
+from m5ds.downstream.finetuning import lora
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
 from m5ds.model.objectives.classification import TASK, ClassifierHead

@@ -7,7 +7,8 @@ from m5ds.downstream.embed.evaluation_data import use_file
 from m5ds.downstream.measure.results import Result, Table
 from m5ds.downstream.tasks import tasks
 from m5ds.downstream.tasks.baselines import BASELINES, embed, nearest_votes
-from m5ds.downstream.tasks.jobs import Evaluation, projection
+from m5ds.downstream.tasks.evaluation import Evaluation
+from m5ds.downstream.tasks.jobs import projection
 from m5ds.downstream.tasks.probe_job import label_tables, needed_splits
 
 

@@ -3,10 +3,8 @@
 Shape letters: N products.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +14,10 @@ from m5ds.downstream.embed.encoding import Request, encode_split
 from m5ds.downstream.embed.features import FeatureOptions
 from m5ds.downstream.embed.pretrained import Pretrained
 from m5ds.downstream.measure.results import Table
+from m5ds.downstream.tasks.evaluation import Evaluation
 from m5ds.downstream.tasks.labels import drawn_labels
 from m5ds.downstream.tasks.linear_probe import ALONE, ProbeData, label_name, probe_table
 from m5ds.train import distributed
-
-if TYPE_CHECKING:
-    from m5ds.downstream.tasks.jobs import Evaluation
 
 
 def run(evaluation: Evaluation, pretrained: Pretrained) -> tuple[list[Table], dict[str, Any]] | None:

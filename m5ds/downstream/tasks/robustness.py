@@ -24,7 +24,8 @@ from m5ds.downstream.embed.presence import missing_at_random, shuffled_pairs, su
 from m5ds.downstream.embed.pretrained import Pretrained
 from m5ds.downstream.measure.results import Result, Table
 from m5ds.downstream.settings import DownstreamConfig
-from m5ds.downstream.tasks.jobs import Evaluation, feature_options
+from m5ds.downstream.tasks.evaluation import Evaluation
+from m5ds.downstream.tasks.jobs import feature_options
 from m5ds.downstream.tasks.retrieval import category_codes, evaluate_retrieval
 from m5ds.downstream.tasks.tasks import retrieval_table
 from m5ds.train import distributed

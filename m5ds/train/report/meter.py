@@ -5,7 +5,7 @@ import time
 import torch
 
 from m5ds.data.batches.loader import StepBatches
-from m5ds.train import engine
+from m5ds.train.engine import build as engine
 from m5ds.train.job import Job
 from m5ds.train.report import flops
 

@@ -11,15 +11,17 @@ from m5ds.data.shards.reader import RawProduct, ShardReader
 from m5ds.downstream import settings
 from m5ds.downstream.command import summary
 from m5ds.downstream.embed.pretrained import build_head, load_pretrained
+from m5ds.downstream.finetuning import job as finetune
 from m5ds.downstream.measure.categories import CategoryLevel, parse_level
 from m5ds.downstream.measure.results import Result, compare
 from m5ds.downstream.report.document import Text
 from m5ds.downstream.report.report import Loaded, build
 from m5ds.downstream.report.tables import task_tables
 from m5ds.downstream.settings import ClassificationConfig, DownstreamConfig, LinearProbeConfig
-from m5ds.downstream.tasks import finetune, tasks
+from m5ds.downstream.tasks import tasks
 from m5ds.downstream.tasks.baseline_jobs import evaluate_baseline
-from m5ds.downstream.tasks.jobs import Evaluation, evaluate_task
+from m5ds.downstream.tasks.evaluation import Evaluation
+from m5ds.downstream.tasks.jobs import evaluate_task
 from m5ds.downstream.tasks.labels import choose_classes, unseen_facts, unseen_line
 
 CATEGORIES = ("Home / Lamps / Desk", "Toys", "Home / Lamps / Floor", "Home / Beds", "Toys / Cars")

@@ -8,7 +8,7 @@ import pytest
 from m5ds.downstream.settings import ClassificationConfig, DownstreamConfig, LinearProbeConfig, RetrievalConfig
 from m5ds.downstream.tasks import baselines
 from m5ds.downstream.tasks.baseline_jobs import evaluate_baseline
-from m5ds.downstream.tasks.jobs import Evaluation
+from m5ds.downstream.tasks.evaluation import Evaluation
 
 
 @pytest.fixture(scope="module")

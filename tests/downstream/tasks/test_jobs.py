@@ -13,6 +13,7 @@ from m5ds.data.catalogue.quickstart import TOKENIZER
 from m5ds.data.tokenizer import load_tokenizer
 from m5ds.downstream import settings as downstream_settings
 from m5ds.downstream.embed.pretrained import load_pretrained
+from m5ds.downstream.finetuning.classifier import add_classifier
 from m5ds.downstream.report.report import TITLES
 from m5ds.downstream.settings import (
     ClassificationConfig,
@@ -22,8 +23,8 @@ from m5ds.downstream.settings import (
     RobustnessConfig,
 )
 from m5ds.downstream.tasks import jobs, robustness
-from m5ds.downstream.tasks.classifier import add_classifier
-from m5ds.downstream.tasks.jobs import Evaluation, classification_table, evaluate_task, stage_of
+from m5ds.downstream.tasks.evaluation import Evaluation
+from m5ds.downstream.tasks.jobs import classification_table, evaluate_task, stage_of
 from m5ds.downstream.tasks.robustness import evaluate_robustness
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining

@@ -10,8 +10,9 @@ from downstream_examples import NAMES, embedding_set
 from m5ds.downstream.measure.categories import CategoryLevel
 from m5ds.downstream.measure.frequency import COUNTS, SHARES
 from m5ds.downstream.settings import ClassificationConfig, ClusteringConfig, DownstreamConfig, RetrievalConfig
+from m5ds.downstream.tasks import evaluation as evaluating
 from m5ds.downstream.tasks import jobs
-from m5ds.downstream.tasks.jobs import Evaluation
+from m5ds.downstream.tasks.evaluation import Evaluation
 
 CATEGORIES = ("a / x", "a / y", "b")
 SPLITS = {"train": [0, 1, 1, 2, -1], "test": [2, 0], "validation": [1]}
@@ -27,10 +28,10 @@ def opened(monkeypatch):
         found.append((shards, split, spec, tokenizer, options))
         return SimpleNamespace(split=split)
 
-    monkeypatch.setattr(jobs, "read_manifest", lambda shards: manifest)
-    monkeypatch.setattr(jobs, "ShardReader", lambda shards, split: SimpleNamespace(split=split))
-    monkeypatch.setattr(jobs, "read_labels", lambda reader: np.array(SPLITS[reader.split]))
-    monkeypatch.setattr(jobs, "EvaluationData", data)
+    monkeypatch.setattr(evaluating, "read_manifest", lambda shards: manifest)
+    monkeypatch.setattr(evaluating, "ShardReader", lambda shards, split: SimpleNamespace(split=split))
+    monkeypatch.setattr(evaluating, "read_labels", lambda reader: np.array(SPLITS[reader.split]))
+    monkeypatch.setattr(evaluating, "EvaluationData", data)
     return found
 
 
@@ -83,7 +84,9 @@ def test_a_classifier_sees_all_labels_unless_it_is_given_a_share(monkeypatch):
     whole = evaluation()
     assert whole.labelled_reader is whole.train_reader and whole.labelled_ids is None
     seen = []
-    monkeypatch.setattr(jobs, "drawn_labels", lambda reader, fraction, seed: seen.append((fraction, seed)) or "rows")
+    monkeypatch.setattr(
+        evaluating, "drawn_labels", lambda reader, fraction, seed: seen.append((fraction, seed)) or "rows"
+    )
 
     class Subset:
         split, shard_sizes = "validation", [2, 1]
@@ -95,7 +98,7 @@ def test_a_classifier_sees_all_labels_unless_it_is_given_a_share(monkeypatch):
             ids = [["p", "q"], ["r"]][shard]
             return SimpleNamespace(table={"id": SimpleNamespace(to_pylist=lambda: ids)})
 
-    monkeypatch.setattr(jobs, "SubsetReader", Subset)
+    monkeypatch.setattr(evaluating, "SubsetReader", Subset)
     config = ClassificationConfig(label_fraction=0.5, min_class_products=1, rare_classes="keep")
     few = evaluation(classification=config, seed=3)
     assert few.labelled_ids == {"p", "q", "r"} and seen == [(0.5, 3)]
@@ -149,7 +152,7 @@ def test_each_split_and_transform_is_opened_once(opened):
 
 
 def test_products_are_labelled_at_the_level(monkeypatch):
-    monkeypatch.setattr(jobs, "read_products", lambda shards, split, transform: [(shards, split, transform)])
+    monkeypatch.setattr(evaluating, "read_products", lambda shards, split, transform: [(shards, split, transform)])
     asked = evaluation()
     monkeypatch.setattr(CategoryLevel, "relabel", lambda self, product: (*product, self.level))
     assert list(asked.products("train", "t")) == [("shards", "train", "t", "leaf")]

@@ -11,7 +11,8 @@ from m5ds.downstream import settings as downstream_settings
 from m5ds.downstream.embed.pretrained import load_pretrained
 from m5ds.downstream.settings import ClassificationConfig, DownstreamConfig, RetrievalConfig
 from m5ds.downstream.tasks.baseline_jobs import evaluate_baseline
-from m5ds.downstream.tasks.jobs import Evaluation, evaluate_task
+from m5ds.downstream.tasks.evaluation import Evaluation
+from m5ds.downstream.tasks.jobs import evaluate_task
 from m5ds.downstream.tasks.labels import SubsetReader, drawn_labels, read_labels
 
 

@@ -13,7 +13,8 @@ from m5ds.downstream.embed.features import FeatureOptions
 from m5ds.downstream.embed.pretrained import load_pretrained
 from m5ds.downstream.settings import ClassificationConfig, DownstreamConfig, LinearProbeConfig
 from m5ds.downstream.tasks import probe_job, tasks
-from m5ds.downstream.tasks.jobs import Evaluation, evaluate_task
+from m5ds.downstream.tasks.evaluation import Evaluation
+from m5ds.downstream.tasks.jobs import evaluate_task
 from m5ds.downstream.tasks.labels import ClassChoice, drawn_labels, read_labels
 from m5ds.downstream.tasks.linear_probe import ProbeData, label_name, probe, probe_table
 from m5ds.model.objectives.classification import ClassifierHead

@@ -13,7 +13,7 @@ from m5ds.config import ConfigError
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
 from m5ds.model.objectives.specs import resolved
-from m5ds.train import engine
+from m5ds.train.engine import build as engine
 from m5ds.train.report import summary
 from m5ds.train.step import TrainStep
 from m5ds.train.validation import Sums

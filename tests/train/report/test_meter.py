@@ -7,7 +7,7 @@ import torch
 from job_cases import Run
 
 from m5ds.data.batches.random_batch import random_batch
-from m5ds.train import engine
+from m5ds.train.engine import build as engine
 from m5ds.train.report import flops
 from m5ds.train.report import meter as metering
 from m5ds.train.report.meter import Meter

@@ -13,9 +13,10 @@ from m5ds.data.batches.random_batch import random_batch
 from m5ds.inputs import FeatureRows, TextTokens
 from m5ds.model.configuration import M5Config
 from m5ds.model.m5mmt import M5ForPretraining
-from m5ds.train import faults, schedule
+from m5ds.train import faults
 from m5ds.train.checkpoints import tags
 from m5ds.train.distributed import RankError
+from m5ds.train.engine import schedule
 from m5ds.train.report import flops, records, summary
 from m5ds.train.report.monitor import Monitor
 from m5ds.train.step import Diverged, TrainStep

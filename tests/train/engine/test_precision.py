@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from m5ds.config import ConfigError
-from m5ds.train import ds_config, precision
-from m5ds.train.precision import Device, choose
+from m5ds.train.engine import ds_config, precision
+from m5ds.train.engine.precision import Device, choose
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CPU = Device("no GPU", (), ("bf16",))
 H100 = Device("NVIDIA H100", ("bf16", "fp16"), ("bf16", "fp16"))
 V100 = Device("Tesla V100", ("fp16",), ("bf16", "fp16"))

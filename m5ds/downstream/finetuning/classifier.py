@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from m5ds.downstream.finetuning import lora
 from m5ds.downstream.settings import ClassificationConfig
-from m5ds.downstream.tasks import lora
 from m5ds.model import initialization
 from m5ds.model.m5mmt import M5ForPretraining
 from m5ds.model.objectives.base import ObjectiveContext

@@ -11,9 +11,10 @@ import torch
 from model_cases import build, tiny_spec
 
 from m5ds import config
-from m5ds.train import engine, schedule
+from m5ds.train.engine import build as engine
+from m5ds.train.engine import schedule
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize("base", ["m5mmt", "scale"])

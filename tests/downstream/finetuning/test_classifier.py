@@ -6,9 +6,9 @@ import torch
 from classifier_cases import classifier
 from downstream_examples import tiny_batch
 
+from m5ds.downstream.finetuning import lora
+from m5ds.downstream.finetuning.classifier import class_terms
 from m5ds.downstream.settings import ClassificationConfig
-from m5ds.downstream.tasks import lora
-from m5ds.downstream.tasks.classifier import class_terms
 from m5ds.model.objectives.classification import TASK
 
 LABELS = [0, 1, 2, 0, -1, 1, 2, 2]

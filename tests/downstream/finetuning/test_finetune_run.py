@@ -9,13 +9,13 @@ import pytest
 import torch
 from downstream_examples import tiny_model
 
+from m5ds.downstream.finetuning import job as finetune
+from m5ds.downstream.finetuning.classifier import add_classifier
+from m5ds.downstream.finetuning.job import EarlyStopping, Labels
 from m5ds.downstream.settings import ClassificationConfig, DownstreamConfig
-from m5ds.downstream.tasks import finetune
-from m5ds.downstream.tasks.classifier import add_classifier
-from m5ds.downstream.tasks.finetune import EarlyStopping, Labels
 from m5ds.downstream.tasks.labels import ClassChoice
+from m5ds.train.engine.precision import Precision
 from m5ds.train.job import Validation
-from m5ds.train.precision import Precision
 
 CLASSES = ClassChoice(count_C=np.array([3, 0, 5]), kept_C=np.array([True, False, True]), dropped=("b",))
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from finetune_cases import LABELS, LEVEL, Monitor, Stop, Validation
 
+from m5ds.downstream.finetuning.job import ACCURACY, EarlyStopping, Labels
 from m5ds.downstream.measure.categories import CategoryLevel
-from m5ds.downstream.tasks.finetune import ACCURACY, EarlyStopping, Labels
 from m5ds.downstream.tasks.labels import ClassChoice
 from m5ds.train.loop import train
 

@@ -14,11 +14,13 @@ from m5ds.downstream.embed.presence import with_modalities
 from m5ds.downstream.embed.pretrained import BEST, Pretrained
 from m5ds.downstream.measure.categories import LEAF, CategoryLevel
 from m5ds.downstream.settings import DownstreamConfig
-from m5ds.downstream.tasks.jobs import Evaluation, folder_of
+from m5ds.downstream.tasks.evaluation import Evaluation
+from m5ds.downstream.tasks.jobs import folder_of
 from m5ds.downstream.tasks.labels import ClassChoice
 from m5ds.model.objectives.classification import TASK
-from m5ds.train import distributed, ds_config, sources, start
+from m5ds.train import distributed, sources, start
 from m5ds.train.checkpoints import checkpoint, run_directory
+from m5ds.train.engine import ds_config
 from m5ds.train.job import Job, Validation
 from m5ds.train.report.monitor import METRICS
 from m5ds.train.stopping import StopRequest

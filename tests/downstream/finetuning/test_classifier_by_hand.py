@@ -6,9 +6,9 @@ import torch
 from classifier_cases import classifier
 from downstream_examples import tiny_batch, tiny_model
 
+from m5ds.downstream.finetuning import lora
+from m5ds.downstream.finetuning.classifier import class_terms
 from m5ds.downstream.settings import ClassificationConfig
-from m5ds.downstream.tasks import lora
-from m5ds.downstream.tasks.classifier import class_terms
 from m5ds.kernels.common import philox
 from m5ds.model import initialization
 from m5ds.model.objectives import classification

@@ -7,7 +7,7 @@ import pytest
 from mutation import command, patches, selection, sites, trees
 from mutation.edits import Edit, Source
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def mutated(text: str) -> list[str]:

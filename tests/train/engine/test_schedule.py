@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from m5ds.train import schedule
+from m5ds.train.engine import schedule
 
 
 def rates(total: int, warmup: int) -> list[float]:

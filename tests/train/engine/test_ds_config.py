@@ -7,9 +7,9 @@ import pytest
 
 from m5ds import config
 from m5ds.config import ConfigError
-from m5ds.train import ds_config
+from m5ds.train.engine import ds_config
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 QUICKSTART = ROOT / "configs/run/quickstart.yaml"
 
 

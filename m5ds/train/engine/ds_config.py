@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from m5ds.config import ConfigError, RunConfig, TrainConfig
-from m5ds.train.precision import AUTO, HALF
+from m5ds.train.engine.precision import AUTO, HALF
 
 _SHARED = {
     "train_batch_size": "global_batch_size",
@@ -182,7 +182,7 @@ def resolve(
 ) -> dict[str, Any]:
     """The dict for `deepspeed.initialize`: every `"auto"` replaced. `run` is what `merge` returned.
 
-    `precision` is what m5ds/train/precision.py chose: `bf16`, `fp16` or `fp32`.
+    `precision` is what m5ds/train/engine/precision.py chose: `bf16`, `fp16` or `fp32`.
 
     Raises ConfigError: batch that the ranks do not divide, a derived value that contradicts, an `"auto"` that stays.
     """

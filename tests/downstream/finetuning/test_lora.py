@@ -6,7 +6,7 @@ import pytest
 import torch
 from downstream_examples import tiny_batch, tiny_model
 
-from m5ds.downstream.tasks.lora import add_adapters, merged
+from m5ds.downstream.finetuning.lora import add_adapters, merged
 from m5ds.model.initialization import normal
 
 peft = pytest.importorskip("peft")

@@ -6,7 +6,7 @@ import pytest
 
 from m5ds import config
 from m5ds.config import ConfigError
-from m5ds.train import ds_config
+from m5ds.train.engine import ds_config
 
 RUN = """
 name: x

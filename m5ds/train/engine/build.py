@@ -16,7 +16,7 @@ from m5ds.data.tokenizer import Tokenizer
 from m5ds.model.configuration import M5Config
 from m5ds.model.encoders.load import load_initial_weights
 from m5ds.model.m5mmt import M5ForPretraining
-from m5ds.train import ds_config, schedule
+from m5ds.train.engine import ds_config, schedule
 
 
 def build_model(config: RunConfig, tokenizer: Tokenizer, ds: dict[str, Any], *, resumes: bool) -> M5ForPretraining:
