@@ -171,7 +171,7 @@ def test_a_new_job_is_built_from_its_parts(run) -> None:
 @pytest.mark.parametrize(("more", "validated"), [({}, 5), ({"validated": 4}, 4)], ids=["older state", "state"])
 def test_a_resumed_job_takes_step_counts_and_tokenizer_from_its_checkpoint(run, tmp_path, more, validated) -> None:
     state = {"step": 5, "num_decoded": 40, "num_bad": 2, **more}
-    saved = checkpoint.Found(root=tmp_path / "checkpoints", tag="step-00000005", state=state)
+    saved = checkpoint.SavedCheckpoint(root=tmp_path / "checkpoints", tag="step-00000005", state=state)
     told = run(saved=saved)
     told()
     assert told.given["run_tokenizer"][2] == tmp_path / "checkpoints/step-00000005/tokenizer"

@@ -4,6 +4,6 @@ import torch
 from torch import Tensor
 
 
-def wide(value: Tensor) -> Tensor:
+def at_least_float32(value: Tensor) -> Tensor:
     """The value in float32; float64 stays, so that tests can tell a mistake from rounding."""
     return value if value.dtype == torch.float64 else value.float()

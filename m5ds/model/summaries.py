@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m5ds.kernels.common.layout import PackedLayout
-from m5ds.model.precision import wide
+from m5ds.model.precision import at_least_float32
 
 OPERATIONS = ("concat", "mean", "sum")
 """How `pool` joins modalities."""
@@ -55,7 +55,7 @@ def _summary(x_TD: Tensor, layout: PackedLayout, index: RowIndex, m: int, kind: 
         return x_TD.index_select(0, index.last_rows[m])
     if kind == "none":
         return x_TD.new_zeros(index.products[m].shape[0], x_TD.shape[1])
-    slab_ND = wide(x_TD.narrow(0, layout.slab[m], layout.slab[m + 1] - layout.slab[m]))
+    slab_ND = at_least_float32(x_TD.narrow(0, layout.slab[m], layout.slab[m + 1] - layout.slab[m]))
     length_B = layout.seg_len_BM[:, m].long()
     total_BD = torch.segment_reduce(slab_ND, "sum", lengths=length_B, axis=0, initial=0.0)
     mean_BD = total_BD / length_B.clamp(min=1)[:, None]
@@ -80,7 +80,7 @@ class Projection(nn.Module):
         self.projection = nn.Linear(dim, projection_dim, bias=False)
 
     def forward(self, summary_nD: Tensor) -> Tensor:
-        return F.normalize(wide(self.projection(self.norm(summary_nD))), dim=-1)
+        return F.normalize(at_least_float32(self.projection(self.norm(summary_nD))), dim=-1)
 
 
 def pool(states_BMD: Tensor, present_BM: Tensor, operation: str, normalized: bool) -> Tensor:

@@ -68,7 +68,7 @@ class Job:
     totals: dict[str, float] = field(default_factory=lambda: {"products": 0.0, "seconds": 0.0})
 
     @classmethod
-    def at(cls, saved: checkpoint.Found | None, planned: start.Plan, **parts: Any) -> "Job":
+    def at(cls, saved: checkpoint.SavedCheckpoint | None, planned: start.Plan, **parts: Any) -> "Job":
         """The job at the step of a checkpoint, or at its start."""
         state = saved.state if saved else {}
         config, directory = parts["config"], parts["directory"]

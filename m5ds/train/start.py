@@ -27,7 +27,7 @@ class Plan:
     """What a checkpoint's state says besides the step (checkpoint.check_same_run)."""
 
 
-def find_run(config: RunConfig, resume: str) -> tuple[Path, checkpoint.Found | None]:
+def find_run(config: RunConfig, resume: str) -> tuple[Path, checkpoint.SavedCheckpoint | None]:
     """The run's folder and the checkpoint that `--resume` means, None for a new run. Collective.
 
     `ValueError` where the flag names a folder without a usable checkpoint.
@@ -49,7 +49,7 @@ def plan(
     config: RunConfig,
     ds: ds_config.DeepSpeedJson,
     opened: Sources,
-    found: checkpoint.Found | None,
+    found: checkpoint.SavedCheckpoint | None,
     **more: Any,
 ) -> Plan:
     """Steps, DeepSpeed's configuration and what a checkpoint says of the run. Collective.
@@ -81,7 +81,7 @@ def plan(
     return Plan(total_steps=total_steps, resolved=resolved, precision=precision, identity=identity)
 
 
-def start_engine(model: Any, config: RunConfig, planned: Plan, found: checkpoint.Found | None) -> Any:
+def start_engine(model: Any, config: RunConfig, planned: Plan, found: checkpoint.SavedCheckpoint | None) -> Any:
     """The DeepSpeed engine at the step of `found`, which any number of ranks may have saved. Collective."""
     resolved, universal = planned.resolved, None
     if found is not None and found.state["world_size"] != distributed.world_size():

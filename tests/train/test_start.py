@@ -179,9 +179,9 @@ def test_the_identity_says_what_the_run_is() -> None:
     }
 
 
-def found_with(**changes) -> checkpoint.Found:
+def found_with(**changes) -> checkpoint.SavedCheckpoint:
     state = {**planned().identity, "step": 5, **changes}
-    return checkpoint.Found(root=Path("runs/a/checkpoints"), tag="step-00000005", state=state)
+    return checkpoint.SavedCheckpoint(root=Path("runs/a/checkpoints"), tag="step-00000005", state=state)
 
 
 def test_a_resumed_run_keeps_its_precision_and_prints_what_changed(monkeypatch, capsys) -> None:

@@ -138,7 +138,7 @@ def prepare(evaluation: Evaluation, pretrained: Pretrained, ds: ds_config.DeepSp
     )
 
 
-def _check_same_finetuning(saved: checkpoint.Found, now: dict[str, Any]) -> None:
+def _check_same_finetuning(saved: checkpoint.SavedCheckpoint, now: dict[str, Any]) -> None:
     before = saved.state.get("finetune")
     where = f"{saved.root / saved.tag}"
     if before is None:

@@ -18,7 +18,7 @@ from m5ds.kernels.presence_contrastive.gradient_cache import cached_gradients
 from m5ds.model.objectives.base import ObjectiveContext, States, TermWeights, register
 from m5ds.model.objectives.pairs import PairObjective, Pairs
 from m5ds.model.objectives.pool import Cached, Gather, Pool, PoolInputs
-from m5ds.model.precision import wide
+from m5ds.model.precision import at_least_float32
 
 MAX_LOG_SCALE = math.log(100.0)
 """CLIP's bound: the temperature never falls below 0.01."""
@@ -65,7 +65,11 @@ class Contrastive(PairObjective):
         """Mean of both directions of each pair."""
         assert pool is not None
         device = states.unimodal_BMR.device
-        log_scale = wide(self.logit_scale[0]) if self.learned else torch.tensor(self.initial_log_scale, device=device)
+        log_scale = (
+            at_least_float32(self.logit_scale[0])
+            if self.learned
+            else torch.tensor(self.initial_log_scale, device=device)
+        )
         inputs = PoolInputs(
             features_BMR=states.unimodal_BMR,
             present_BM=states.present_BM,

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from m5ds.config import HarmonyConfig
 from m5ds.model.objectives.base import Term, TermWeights
-from m5ds.model.precision import wide
+from m5ds.model.precision import at_least_float32
 
 
 class HarmonyWeights(NamedTuple):
@@ -72,7 +72,7 @@ class Harmony(nn.Module):
             if config.kind == "cosine":
                 graph_BMM = cosine_graph(summary_BMD, present_BM)
             else:
-                scores_MM = wide(self.scores)
+                scores_MM = at_least_float32(self.scores)
                 graph_BMM = (scores_MM * scores_MM.softmax(-1)).expand(num_products, *scores_MM.shape)
             weight_BK = graph_BMM[:, self.rows, self.columns]
         literal = config.kind == "paper_literal"
@@ -88,7 +88,7 @@ class Harmony(nn.Module):
     def _learned(self, active_K: tuple[bool, ...]) -> tuple[Tensor, Tensor]:
         """Weights [K] and the penalty. Terms without targets take no part: weight 1, no gradient."""
         config, count = self.config, sum(active_K)
-        scores_K = wide(self.scores)
+        scores_K = at_least_float32(self.scores)
         off_K = ~torch.tensor(active_K, device=scores_K.device)
         if count == 0:
             return torch.ones_like(scores_K), (scores_K * 0.0).sum()
@@ -105,7 +105,7 @@ def _row(weights: Tensor) -> Tensor:
 
 def cosine_graph(summary_BMD: Tensor, present_BM: Tensor) -> Tensor:
     """G_BMM fp32: rows and columns of absent modalities are zero, rows of present ones have unit L2 norm."""
-    unit_BMD = F.normalize(wide(summary_BMD), dim=-1)
+    unit_BMD = F.normalize(at_least_float32(summary_BMD), dim=-1)
     cosine_BMM = unit_BMD @ unit_BMD.transpose(1, 2)
     visible_BMM = present_BM[:, :, None] & present_BM[:, None, :]
     # A finite pivot: a row that sees nothing must not become NaN.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from m5ds.batch import ModalityRows
 from m5ds.config import ModalityConfig
 from m5ds.kernels.masked_cross_entropy import masked_cross_entropy
-from m5ds.model.precision import wide
+from m5ds.model.precision import at_least_float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class RegressionHead(nn.Module):
         """Sum over masked rows of the mean squared error over features, fp32 scalar. `masked_K` indexes the content
         rows.
         """
-        predicted_KF = wide(self.decoder(self.norm(hidden_KD)))
+        predicted_KF = at_least_float32(self.decoder(self.norm(hidden_KD)))
         if logit_weight_K is not None:
             predicted_KF = predicted_KF * logit_weight_K[:, None]
         assert rows.values_NF is not None

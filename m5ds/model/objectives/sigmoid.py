@@ -19,7 +19,7 @@ from m5ds.model.objectives.base import ObjectiveContext, States, TermWeights, re
 from m5ds.model.objectives.contrastive import MAX_LOG_SCALE
 from m5ds.model.objectives.pairs import PairObjective, Pairs
 from m5ds.model.objectives.pool import Cached, Gather, Pool, PoolInputs, cached_by_autograd
-from m5ds.model.precision import wide
+from m5ds.model.precision import at_least_float32
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -63,11 +63,11 @@ class Sigmoid(PairObjective):
 
     def forward(self, states: States, weights: TermWeights, coefficient_K: Tensor, pool: Pool | None) -> Tensor:
         assert pool is not None
-        scale = wide(self.logit_scale[0]).clamp(max=MAX_LOG_SCALE).exp()
+        scale = at_least_float32(self.logit_scale[0]).clamp(max=MAX_LOG_SCALE).exp()
         inputs = PoolInputs(
             features_BMR=states.unimodal_BMR,
             present_BM=states.present_BM,
-            scalars=torch.stack([scale, wide(self.logit_bias[0])]),
+            scalars=torch.stack([scale, at_least_float32(self.logit_bias[0])]),
             logit_weight_BK=weights.logit_BK,
             loss_weight_BK=weights.loss_BK,
             group_B=states.groups() if self.by_group else None,
@@ -83,7 +83,7 @@ class SigmoidLoss:
 
     def sums(self, inputs: PoolInputs, gather: Gather) -> Tensor:
         """Local sums over queries and all keys that have both modalities: fp32 [P]."""
-        features_BMR = wide(inputs.features_BMR)
+        features_BMR = at_least_float32(inputs.features_BMR)
         keys_CMR, keys_present_CM, row_offset = gather(features_BMR, inputs.present_BM)
         place_C = torch.arange(keys_CMR.shape[0], device=keys_CMR.device)
         is_same_BC = torch.arange(features_BMR.shape[0], device=keys_CMR.device)[:, None] + row_offset == place_C

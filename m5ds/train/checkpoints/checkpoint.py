@@ -21,7 +21,7 @@ from m5ds.train.checkpoints import tags
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class SavedCheckpoint:
     """A complete and verified checkpoint: its folder's parent, its tag and its state."""
 
     root: Path
@@ -65,7 +65,7 @@ def save(
     return tag
 
 
-def find(path: Path) -> tuple[Found | None, list[str]]:
+def find(path: Path) -> tuple[SavedCheckpoint | None, list[str]]:
     """The newest usable checkpoint under a run's folder or its `checkpoints`, or the one tag that `path` is.
 
     Its bytes are verified, the work dealt over ranks. The list says what was skipped and why.
@@ -78,7 +78,7 @@ def find(path: Path) -> tuple[Found | None, list[str]]:
         wrong = [message for part in parts for message in part]
         if not wrong:
             state = json.loads((root / tag.name / tags.STATE).read_text())
-            return Found(root=root, tag=tag.name, state=state), skipped
+            return SavedCheckpoint(root=root, tag=tag.name, state=state), skipped
         skipped = [*skipped, wrong[0]]
     return None, skipped
 
@@ -99,7 +99,7 @@ def _candidates(root: Path, wanted: str | None) -> tuple[list[tags.Tag], list[st
         return [], [str(error)]
 
 
-def check_same_run(found: Found, state: dict[str, Any], world_size: int) -> list[str]:
+def check_same_run(found: SavedCheckpoint, state: dict[str, Any], world_size: int) -> list[str]:
     """Refuse a checkpoint that this run cannot continue exactly; returns the other differences, for the user to read.
 
     `state` is the present run's state. Raises ValueError that names the first differing key.
@@ -142,7 +142,7 @@ def _differences(saved: Any, now: Any, key: str) -> list[tuple[str, Any, Any]]:
     return [] if saved == now else [(key, saved, now)]
 
 
-def load(engine: Any, found: Found, universal: str | None = None) -> None:
+def load(engine: Any, found: SavedCheckpoint, universal: str | None = None) -> None:
     """Put the checkpoint's weights, optimizer, schedule and this rank's random states in place. Collective.
 
     `universal` is the copy for another number of ranks (reshard.py). Random states then stay as they are:

@@ -5,7 +5,7 @@ import torch
 from model_cases import build, tiny_spec
 
 from m5ds.model.objectives.pairs import chosen_pairs
-from m5ds.model.precision import wide
+from m5ds.model.precision import at_least_float32
 
 NAMES = ("image", "text", "table", "video", "audio")
 
@@ -74,4 +74,4 @@ def test_the_refusal_names_the_objectives_key(tmp_path):
 )
 def test_what_is_wide_is_at_least_float32(given, made):
     value = torch.tensor([1.5, -2.0], dtype=given)
-    assert wide(value).dtype == made and wide(value).tolist() == [1.5, -2.0]
+    assert at_least_float32(value).dtype == made and at_least_float32(value).tolist() == [1.5, -2.0]

@@ -46,7 +46,7 @@ def test_a_save_is_complete_and_holds_state_random_states_and_extras(tmp_path) -
     text = (tmp_path / tag / "state.json").read_text(encoding="utf-8")
     assert text == '{\n "step": 12,\n "name": "台灯"\n}', "a line a key, readable"
     found, skipped = checkpoint.find(tmp_path / tag)
-    assert found == checkpoint.Found(root=tmp_path, tag=tag, state=state) and skipped == []
+    assert found == checkpoint.SavedCheckpoint(root=tmp_path, tag=tag, state=state) and skipped == []
 
 
 def test_a_save_replaces_what_an_earlier_one_of_that_step_left(tmp_path) -> None:
@@ -123,7 +123,7 @@ def facts(**changes) -> dict:
 
 
 def check(saved: dict, now: dict, world_size: int = 2) -> list[str]:
-    return checkpoint.check_same_run(checkpoint.Found(root=Path("r"), tag="t", state=saved), now, world_size)
+    return checkpoint.check_same_run(checkpoint.SavedCheckpoint(root=Path("r"), tag="t", state=saved), now, world_size)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_load_puts_back_all_random_states(tmp_path, seeded) -> None:
     tag = save(tmp_path, 1)
     expected = drawn()
     drawn()
-    found = checkpoint.Found(root=tmp_path, tag=tag, state={})
+    found = checkpoint.SavedCheckpoint(root=tmp_path, tag=tag, state={})
     checkpoint.load(engine, found)
     assert engine.loads == [(str(tmp_path), {"tag": tag})]
     assert drawn() == expected
@@ -210,7 +210,7 @@ def test_each_rank_takes_its_own_random_states(tmp_path, monkeypatch) -> None:
 
     torch_load = torch.load
     monkeypatch.setattr(checkpoint.torch, "load", load)
-    found = checkpoint.Found(root=tmp_path, tag="step-00000001", state={})
+    found = checkpoint.SavedCheckpoint(root=tmp_path, tag="step-00000001", state={})
     assert ranks.run(lambda _: checkpoint.load(Engine(), found)) == [None, None]
     assert read == {rank: tmp_path / f"step-00000001/random_0000{rank}.pt" for rank in range(2)}
 
@@ -221,11 +221,11 @@ def test_the_gpus_random_state_is_kept_where_there_is_one(tmp_path, monkeypatch,
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: state)
     monkeypatch.setattr(torch.cuda, "set_rng_state", put.append)
     assert "cuda" not in checkpoint._random_state()
-    on_cpu = checkpoint.Found(root=tmp_path, tag=save(tmp_path, 1), state={})
+    on_cpu = checkpoint.SavedCheckpoint(root=tmp_path, tag=save(tmp_path, 1), state={})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     checkpoint.load(Engine(), on_cpu)
     assert put == [], "a checkpoint of a CPU has none"
-    on_gpu = checkpoint.Found(root=tmp_path, tag=save(tmp_path, 2), state={})
+    on_gpu = checkpoint.SavedCheckpoint(root=tmp_path, tag=save(tmp_path, 2), state={})
     checkpoint.load(Engine(), on_gpu)
     assert [found.tolist() for found in put] == [[1, 2, 3]]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -246,7 +246,7 @@ def test_a_universal_copy_keeps_each_groups_decay_and_gives_each_parameter_its_o
             group["weight_decay"] = 0.25
 
     engine.on_load = one_for_all
-    found = checkpoint.Found(root=tmp_path, tag="step-00000001", state={})
+    found = checkpoint.SavedCheckpoint(root=tmp_path, tag="step-00000001", state={})
     checkpoint.load(engine, found, "universal-step-00000001")  # random states are left alone: there are none here
     assert engine.loads == [(str(tmp_path), {"tag": "universal-step-00000001"})]
     assert [group["weight_decay"] for group in groups] == [0.25, 0.0]

@@ -23,8 +23,8 @@ def state(*overrides: str) -> dict:
     }
 
 
-def found(saved: dict) -> checkpoint.Found:
-    return checkpoint.Found(root=Path("runs/a/checkpoints"), tag="step-00000010", state=saved)
+def found(saved: dict) -> checkpoint.SavedCheckpoint:
+    return checkpoint.SavedCheckpoint(root=Path("runs/a/checkpoints"), tag="step-00000010", state=saved)
 
 
 def test_same_run_has_no_differences() -> None:
