@@ -12,6 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import sentencepiece
 
+from m5ds.files import write_atomically
+
 DESCRIPTION_FILE = "m5ds_tokenizer.json"
 MODEL_FILE = "tokenizer.model"
 MAX_SENTENCE_CHARS = 4096
@@ -79,7 +81,7 @@ class SentencePieceTokenizer:
     def save(self, directory: str | Path) -> None:
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MODEL_FILE).write_bytes(self._model)
+        write_atomically(folder / MODEL_FILE, self._model)
         _describe(folder, "sentencepiece", self)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -134,7 +136,7 @@ def _fold(text: str) -> str:
 def _describe(folder: Path, kind: str, tokenizer: Tokenizer) -> None:
     tree = {"kind": kind, "vocab_size": tokenizer.vocab_size}
     tree |= {f"{name}_id": getattr(tokenizer, f"{name}_id") for name in _PIECES}
-    (folder / DESCRIPTION_FILE).write_text(json.dumps(tree, indent=1) + "\n")
+    write_atomically(folder / DESCRIPTION_FILE, json.dumps(tree, indent=1) + "\n")
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -241,6 +243,6 @@ def train_tokenizer(
 def _write(tokenizer: SentencePieceTokenizer, path: Path) -> None:
     if path.suffix == ".model":
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(tokenizer._model)
+        write_atomically(path, tokenizer._model)
     else:
         tokenizer.save(path)

@@ -10,9 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from m5ds.files import read_lines, write_atomically
 from m5ds.train import distributed
-from m5ds.train.checkpoints import tags
-from m5ds.train.report import records
 
 MINIMUM_FILES = 1000
 """The budget is taken of at least this many files, so that one damaged file in the first step does not stop a run."""
@@ -34,9 +33,9 @@ class BadMediaBudget:
         self.num_decoded, self.num_bad = counts
         self._listed: dict[tuple[str, str], str] = {}
         if distributed.rank() == 0 and path.is_file():
-            listed = [item for item in records.read_lines(path) if self._note(item)]
+            listed = [item for item in read_lines(path) if self._note(item)]
             # Written anew, since a line that a kill left torn would swallow the next one.
-            tags.write_atomically(path, _lines(listed))
+            write_atomically(path, _lines(listed))
 
     @property
     def num_listed(self) -> int:

@@ -16,11 +16,11 @@ import torch
 from m5ds.batch import Batch
 from m5ds.cli import one_line
 from m5ds.data.batches.loader import StepBatches
+from m5ds.files import write_atomically
 from m5ds.model.m5mmt import M5ForPretraining, M5Output
 from m5ds.model.objectives.pool import Collected, Gathered, Pool
 from m5ds.model.objectives.total import PRODUCTS
 from m5ds.train import distributed
-from m5ds.train.checkpoints import tags
 
 MAX_SKIPPED = 100
 """Consecutive steps that fp16's loss scaler may discard before the run counts as diverged."""
@@ -133,7 +133,7 @@ class TrainStep:
         path = self.directory / "not_finite.json"
         if distributed.rank() == 0:
             report = {"what": what, "losses": {k: str(v) for k, v in losses.items()}, "ids_by_rank": ids}
-            tags.write_atomically(path, json.dumps(report, indent=1, ensure_ascii=False))
+            write_atomically(path, json.dumps(report, indent=1, ensure_ascii=False))
         bad = [name for name, value in losses.items() if not math.isfinite(value)]
         named = f" ({', '.join(bad)})" if bad else ""
         return Diverged(

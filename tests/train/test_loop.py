@@ -128,6 +128,46 @@ def test_training_ends_where_validation_has_seen_enough(started) -> None:
     assert [event[1] for event in run.events if event[0] == "note"] == [0, 2, 4], "noted once recorded"
 
 
+def test_a_resumed_run_that_had_seen_enough_trains_no_more(started) -> None:
+    run = started(total=9, step=4, validated=4, last_tag="step-00000004", validate_every=2)
+    run.finished_at = 4
+    assert run.train() == 0 and run.events == [], "neither a step nor another checkpoint"
+    cut_short = started(total=9, step=4, validated=2, last_tag="step-00000004", validate_every=2)
+    cut_short.finished_at = 4
+    assert cut_short.train() == 0 and cut_short.job.step == 4
+    assert cut_short.at("validate") == cut_short.at("record validation") == [4], "the one made up may be the last"
+    assert cut_short.at("step") == []
+
+
+def test_a_validation_is_in_the_state_that_is_saved_after_it(started) -> None:
+    run = started(total=5, validate_every=2, save_every=1, keep_last=9)
+    run.train()
+    saved = [event[2] for event in run.events if event[0] == "save"]
+    assert [(state["step"], state["validated"]) for state in saved] == [(1, 0), (2, 2), (3, 2), (4, 4), (5, 5)]
+
+
+def test_a_run_that_was_stopped_within_a_validation_goes_on_as_one_that_was_not(started) -> None:
+    """The steps, records and validations of both parts are those of the run that nobody stopped."""
+    options = {"total": 6, "validate_every": 2, "log_every": 1}
+    whole = started(**options)
+    whole.train()
+    first = started(**options)
+
+    def stop_at_four() -> None:
+        if first.job.step == 4:
+            first.stop.requested, first.report = signal.SIGTERM, None
+
+    first.when_validated = stop_at_four
+    assert first.train() == signal.SIGTERM
+    state = first.saved_state()
+    assert (state["step"], state["validated"]) == (4, 2)
+    second = started(**options, step=4, validated=state["validated"], last_tag=first.job.last_tag)
+    assert second.train() == 0
+    for kind in ("record train", "record validation", "note", "count"):
+        assert first.at(kind) + second.at(kind) == whole.at(kind), kind
+    assert second.saved_state() == whole.saved_state()
+
+
 def test_batches_are_prepared_before_they_are_counted(started) -> None:
     run = started(total=1)
     run.job.prepare = lambda batch: run.events.append(("prepare", 1)) or batch

@@ -146,6 +146,54 @@ def test_losses_without_a_target_anywhere_are_left_out_and_others_are_means(mode
     assert sums.report() == {"loss/a": 1.5, "loss/c": 5.0, "own/correct": 0.75}
 
 
+def test_losses_and_measures_are_divided_by_the_targets_of_all_ranks(tmp_path, monkeypatch):
+    """Three labels on one rank and none on the other, and masks of another number: no mean of the ranks' means."""
+    model = build(
+        tiny_spec(tmp_path, "objectives.contrastive=null", "objectives.classification={num_classes: 2}")
+    ).eval()
+    batches = Loaded(model).batches
+    batches[1].label_B = torch.tensor([-1, -1, -1])
+    together, *ranks = (Sums(job_of(model)[0]) for _ in range(3))
+    with torch.no_grad():
+        for rank, batch in zip(ranks, batches, strict=True):
+            rank.add(batch)
+            together.add(batch)
+    sent: list[dict] = []
+    with monkeypatch.context() as alone:
+        alone.setattr(distributed, "sum_over_ranks", lambda values: sent.append(values) or values)
+        by_rank = [rank.report() for rank in ranks]
+    assert list(sent[0]) == list(sent[1]), "ranks send the same values in the same order"
+    monkeypatch.setattr(
+        distributed, "sum_over_ranks", lambda values: {key: sent[0][key] + sent[1][key] for key in values}
+    )
+    reports = [rank.report() for rank in ranks]
+    assert reports[0] == reports[1]
+    monkeypatch.undo()
+    assert reports[0] == pytest.approx(together.report())
+    assert "classification/accuracy" in reports[0] and "classification/accuracy" not in by_rank[1]
+    means = sum(alone["loss/mlm"] for alone in by_rank) / 2
+    assert reports[0]["loss/mlm"] != pytest.approx(means, rel=1e-4), "ranks weigh by their targets"
+
+
+def test_a_measure_is_the_share_of_its_targets_that_it_counts(tmp_path):
+    model = build(tiny_spec(tmp_path, "objectives.classification={num_classes: 2}")).eval()
+    sums = Sums(job_of(model, ("classification",))[0])
+    batches = Loaded(model).batches
+    right = []
+    with torch.no_grad():
+        for batch in batches:
+            fused_BMD = sums.add(batch).fused_BMD
+            logits_BC = model.objectives["classification"].head(fused_BMD.flatten(1), batch, SEED)[1]
+            right += [
+                guess == label
+                for guess, label in zip(logits_BC.argmax(1).tolist(), batch.label_B.tolist(), strict=True)
+                if label >= 0
+            ]
+    report = sums.report()
+    assert set(report) == {"loss/classification", "classification/accuracy"} and len(right) == 5
+    assert report["classification/accuracy"] == pytest.approx(sum(right) / 5)
+
+
 class Measuring(Sums):
     """Writes down which objectives each pass evaluates."""
 

@@ -5,20 +5,19 @@ to the slots (rank, micro-batch) so that packed rows are nearly equal. What a pr
 draw) only: the global batch is the same whatever the world size, the accumulation or the number of threads.
 """
 
-import threading
-import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import count
 from weakref import WeakSet
 
 from m5ds import modality
 from m5ds.batch import Batch
+from m5ds.cache import Cache
 from m5ds.config import DataConfig, ModalityConfig
 from m5ds.data.batches.micro_batch import MicroBatchMaker, Prepared
 from m5ds.data.batches.order import Order, Place, deal
+from m5ds.data.batches.prefetch import Prefetched, prefetch
 from m5ds.data.decode.decoder import Decoder
 from m5ds.data.shards.reader import ShardReader
 from m5ds.data.tokenizer import Tokenizer
@@ -96,7 +95,8 @@ class Loader:
             random_crop=config.random_crop,
             modality_dropout=config.modality_dropout,
         )
-        self._plans = _Plans(self._plan, capacity=config.prefetch_steps + 2)
+        # Of the steps under way: every micro-batch of a step asks for its plan.
+        self._plans: Cache[int, list[list[Place | None]]] = Cache(config.prefetch_steps + 2)
         self._iterators: WeakSet[Generator[StepBatches]] = WeakSet()
 
     @property
@@ -138,31 +138,21 @@ class Loader:
         """The steps in order. Leaving it, by whatever way, ends its threads."""
         size = self._global_batch_size
         positions = count(first, size) if num_steps is None else iter(range(first, first + num_steps * size, size))
-        with ThreadPoolExecutor(self._num_threads, thread_name_prefix="m5ds-loader") as pool:
-            ahead: deque[tuple[int, list[Future[Prepared]]]] = deque()
-            try:
-                while True:
-                    # The step that is waited for and those prepared ahead of it.
-                    for position in islice(positions, self._prefetch_steps + 1 - len(ahead)):
-                        slots = self._own_slots
-                        ahead.append((position, [pool.submit(self._prepare, position, slot) for slot in slots]))
-                    if not ahead:
-                        return
-                    position, futures = ahead.popleft()
-                    started = time.perf_counter()
-                    prepared = [future.result() for future in futures]
-                    yield self._step(position, prepared, time.perf_counter() - started)
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        slots = ([(position, slot) for slot in self._own_slots] for position in positions)
+        steps = prefetch(slots, self._prepare, ahead=self._prefetch_steps, num_threads=self._num_threads)
+        with closing(steps):
+            for step in steps:
+                yield self._step(step)
 
-    def _step(self, position: int, prepared: list[Prepared], wait_seconds: float) -> StepBatches:
+    def _step(self, prepared: Prefetched[tuple[int, int], Prepared]) -> StepBatches:
+        position, _ = prepared.items[0]
         return StepBatches(
             epoch=position // self.num_products if self._training else 0,
             position=position,
-            micro_batches=[item.batch for item in prepared],
-            bad_media=[bad for item in prepared for bad in item.bad_media],
-            num_decoded=sum(item.num_decoded for item in prepared),
-            wait_seconds=wait_seconds,
+            micro_batches=[item.batch for item in prepared.values],
+            bad_media=[bad for item in prepared.values for bad in item.bad_media],
+            num_decoded=sum(item.num_decoded for item in prepared.values),
+            wait_seconds=prepared.wait_seconds,
         )
 
     def _plan(self, position: int) -> list[list[Place | None]]:
@@ -187,27 +177,10 @@ class Loader:
             rows += spec.estimated_rows(text_chars, table_chars) + 1
         return rows
 
-    def _prepare(self, position: int, slot: int) -> Prepared:
-        """Read, decode and assemble one micro-batch; runs in a thread."""
-        places = self._plans.get(position)[slot]
+    def _prepare(self, place_of_batch: tuple[int, int]) -> Prepared:
+        """Read, decode and assemble the micro-batch of (position, slot); runs in a thread."""
+        position, slot = place_of_batch
+        places = self._plans.get(position, lambda: self._plan(position))[slot]
         products = [None if place is None else self._reader.read(place.shard, place.index) for place in places]
         draws = [philox.EVALUATION_DRAW if place is None or not self._training else place.epoch for place in places]
         return self._maker.make(products, draws)
-
-
-class _Plans:
-    """Plans of the steps under way, each made once though every micro-batch of a step asks for it."""
-
-    def __init__(self, make: Callable[[int], list[list[Place | None]]], capacity: int) -> None:
-        self._make = make
-        self._capacity = capacity
-        self._lock = threading.Lock()
-        self._made: OrderedDict[int, list[list[Place | None]]] = OrderedDict()
-
-    def get(self, position: int) -> list[list[Place | None]]:
-        with self._lock:
-            if position not in self._made:
-                self._made[position] = self._make(position)
-                while len(self._made) > self._capacity:
-                    self._made.popitem(last=False)
-            return self._made[position]

@@ -6,20 +6,17 @@ at once, and the state of a loader is one integer. Random numbers are Philox wor
 """
 
 import heapq
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from m5ds.cache import Cache
 from m5ds.kernels.common import philox
 
 _CHUNKS, _PRODUCTS = 0, 1
 _CACHED_EPOCHS, _CACHED_WINDOWS = 2, 4
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +54,8 @@ class Order:
             for start in range(0, size, chunk_size)
         ]
         self._chunk_C3 = torch.tensor(chunks, dtype=torch.int64).reshape(-1, 3)
-        self._lock = threading.Lock()
-        self._epochs: OrderedDict[Hashable, tuple[Tensor, Tensor]] = OrderedDict()
-        self._windows: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self._epochs: Cache[int, tuple[Tensor, Tensor]] = Cache(_CACHED_EPOCHS)
+        self._windows: Cache[tuple[int, int], Tensor] = Cache(_CACHED_WINDOWS)
 
     def at(self, epoch: int, positions: Sequence[int]) -> list[tuple[int, int]]:
         """(shard, index in shard) of the products at `positions` of an epoch, each in [0, num_products)."""
@@ -94,7 +90,7 @@ class Order:
             end_W = end_C[last_W.clamp(max=max(len(end_C) - 1, 0))] if len(end_C) else end_C
             return chunk_C3, torch.cat([torch.zeros(1, dtype=torch.int64), end_W])
 
-        return self._cached(self._epochs, epoch, _CACHED_EPOCHS, compute)
+        return self._epochs.get(epoch, compute)
 
     def _window(self, epoch: int, window: int) -> Tensor:
         """(shard, index) [K, 2] of a window's products in their order."""
@@ -109,7 +105,7 @@ class Order:
             )
             return products_K2[self._permutation(epoch, _PRODUCTS, window, len(products_K2))]
 
-        return self._cached(self._windows, (epoch, window), _CACHED_WINDOWS, compute)
+        return self._windows.get((epoch, window), compute)
 
     def _permutation(self, epoch: int, level: int, group: int, count: int) -> Tensor:
         element = torch.arange(count, dtype=torch.int64)
@@ -125,20 +121,6 @@ class Order:
         )
         # 62 random bits to sort by; equal keys keep their order.
         return torch.argsort((words[0] << 30) | (words[1] >> 2), stable=True)
-
-    def _cached(
-        self, cache: OrderedDict[Hashable, Value], key: Hashable, capacity: int, compute: Callable[[], Value]
-    ) -> Value:
-        with self._lock:
-            if key in cache:
-                cache.move_to_end(key)
-                return cache[key]
-        value = compute()
-        with self._lock:
-            cache[key] = value
-            while len(cache) > capacity:
-                cache.popitem(last=False)
-        return value
 
 
 def deal(costs: Sequence[float], num_slots: int) -> list[list[int]]:

@@ -1,13 +1,9 @@
 """The data of a run that names none: the synthetic catalogue, its shards and its tokenizer, built once and kept."""
 
-import fcntl
-import hashlib
 import json
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from m5ds.config import DataConfig
@@ -16,6 +12,7 @@ from m5ds.data.shards import records as shard_records
 from m5ds.data.shards.build import BuildOptions, build_shards
 from m5ds.data.shards.manifest import MANIFEST_VERSION
 from m5ds.data.tokenizer import load_tokenizer, train_tokenizer
+from m5ds.files import PART, locked, sha256, sync_folder
 
 SHARDS, TOKENIZER, CATALOGUE = "shards", "tokenizer", "catalogue"
 RATIOS = (0.83, 0.17, 0.0)
@@ -34,12 +31,13 @@ def prepare_quickstart(config: DataConfig, directory: str | Path) -> Path:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     target = directory / f"quickstart-{_settings_hash(config)}"
-    with _locked(directory / "quickstart.lock"):
+    with locked(directory / "quickstart.lock", wait=True):
         if not target.is_dir():
-            part = target.with_name(target.name + ".part")
+            part = target.with_name(target.name + PART)
             shutil.rmtree(part, ignore_errors=True)
             _build(config, part)
             part.rename(target)
+            sync_folder(directory)
     return target
 
 
@@ -71,14 +69,6 @@ def _settings_hash(config: DataConfig) -> str:
         RATIOS,
         _SHARD_PRODUCTS,
         MANIFEST_VERSION,
-        [hashlib.sha256(source).hexdigest() for source in sources],
+        [sha256(source) for source in sources],
     ]
-    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Wait for the lock; the kernel lets it go when its holder ends, however it ends."""
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    return sha256(json.dumps(settings).encode())[:12]

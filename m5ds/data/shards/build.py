@@ -4,13 +4,11 @@ Two builds of one catalogue give the same bytes. A build that was cut off leaves
 shards that were finished if nothing they depend on has changed, and writes the rest.
 """
 
-import fcntl
-import hashlib
 import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from m5ds.data.shards.manifest import MANIFEST_VERSION, SPLITS, Manifest, ShardE
 from m5ds.data.shards.plan import ContentGrouping, ShardPlan, make_plan, read_spooled
 from m5ds.data.shards.shared_media import PLACEHOLDER_PRODUCTS
 from m5ds.data.shards.writer import WrittenShard, write_shard
+from m5ds.files import PART, locked, sha256, sha256_of_file, write_atomically
 
 MISSING_MEDIA_FILE = "missing_media.jsonl"
 _WORK = ".build"
@@ -115,12 +114,12 @@ def build_shards(
             categories=plan.categories,
             attributes=plan.attributes,
             # Folder and file only, so that the manifest's hash does not depend on where the catalogue was mounted.
-            source={"catalogue": "/".join(catalogue.absolute().parts[-2:]), "sha256": _sha256(catalogue)},
+            source={"catalogue": "/".join(catalogue.absolute().parts[-2:]), "sha256": sha256_of_file(catalogue)},
             group_key=options.catalogue.group_key,
             options=options.recorded(),
             missing_media=_settle_missing_list(directory),
         )
-        _write_whole(directory / "manifest.json", manifest.to_bytes())
+        write_atomically(directory / "manifest.json", manifest.to_bytes())
         shutil.rmtree(work)
     return manifest
 
@@ -196,7 +195,7 @@ def _note_path(directory: Path, name: str) -> Path:
 
 def _note_finished(directory: Path, written: WrittenShard) -> None:
     note = {"entry": asdict(written.entry), "presence_patterns": written.presence_patterns}
-    _write_whole(_note_path(directory, written.entry.name), dumps(note).encode())
+    write_atomically(_note_path(directory, written.entry.name), dumps(note))
 
 
 def _finished(directory: Path, name: str) -> WrittenShard | None:
@@ -215,7 +214,7 @@ def _finished(directory: Path, name: str) -> WrittenShard | None:
 def _forget_other_builds(directory: Path, plan: ShardPlan, options: BuildOptions) -> None:
     """Unless the working folder belongs to this very build, remove all shards and notes that are there."""
     state = [plan.spool_sha256, options.recorded(), modality.names(), MANIFEST_VERSION]
-    mine = hashlib.sha256(dumps(state).encode()).hexdigest()
+    mine = sha256(dumps(state).encode())
     stamp = directory / _WORK / _STAMP
     if not stamp.is_file() or stamp.read_text() != mine:
         for note in (directory / _WORK).glob("*-*.json"):
@@ -224,9 +223,9 @@ def _forget_other_builds(directory: Path, plan: ShardPlan, options: BuildOptions
             for pattern in ("*.tar", "*.index.parquet"):
                 for path in (directory / split).glob(pattern):
                     path.unlink()
-        _write_whole(stamp, mine.encode())
+        write_atomically(stamp, mine)
     for split in SPLITS:
-        for path in (directory / split).glob("*.part"):
+        for path in (directory / split).glob(f"*{PART}"):
             path.unlink()
 
 
@@ -244,20 +243,9 @@ def _settle_missing_list(directory: Path) -> int:
 @contextmanager
 def _only_builder(work: Path) -> Iterator[None]:
     """Refuse to build in a directory in which another process is building."""
-    with (work / "lock").open("w") as lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locked(work / "lock", wait=False))
         except BlockingIOError:
             raise ValueError(f"{work.parent}: another process is building shards here; wait for it or end it") from None
         yield
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    part.replace(path)

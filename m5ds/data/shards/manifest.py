@@ -13,6 +13,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from m5ds.files import sha256
+
 MANIFEST_VERSION = 1
 SPLITS = ("train", "validation", "test")
 
@@ -100,7 +102,7 @@ class Manifest:
     @property
     def hash(self) -> str:
         """SHA-256 of manifest.json, hexadecimal."""
-        return hashlib.sha256(self.to_bytes()).hexdigest()
+        return sha256(self.to_bytes())
 
     def split(self, name: str) -> SplitEntry:
         """That split; `ValueError` names those that exist."""
@@ -161,7 +163,7 @@ def read_index(directory: str, entry: ShardEntry) -> pa.Table:
             data = file.read()
     except FileNotFoundError:
         raise CorruptShardError(f"{join(directory, entry.index)}: missing; copy or build the shards again") from None
-    if hashlib.sha256(data).hexdigest() != entry.index_sha256:
+    if sha256(data) != entry.index_sha256:
         raise CorruptShardError(f"{join(directory, entry.index)}: bytes do not match the manifest; copy or build again")
     table = pq.read_table(pa.BufferReader(data))
     if table.num_rows != entry.num_products:

@@ -5,9 +5,7 @@ No tar is parsed. Layout of a shard directory: docs/architecture.md.
 
 import json
 import os
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
+from m5ds.cache import Cache
 from m5ds.data.shards import manifest as manifests
 from m5ds.data.shards.manifest import CorruptShardError, ShardEntry
 
@@ -25,7 +24,7 @@ _RETRIES = 3
 _FIRST_PAUSE_SECONDS = 0.2
 _VERIFYING_THREADS = 16
 _OPEN_FILES = 64
-_LOADED_INDICES = 64
+LOADED_INDICES = 64
 Value = TypeVar("Value")
 
 
@@ -88,9 +87,8 @@ class ShardReader:
         with ThreadPoolExecutor(_VERIFYING_THREADS) as pool:
             # Thousands of shards behind a URL would take minutes one after another.
             list(pool.map(lambda shard: self._verify(shard, full=verify == "full"), self.shards))
-        self._lock = threading.Lock()
-        self._indices: OrderedDict[int, ShardIndex] = OrderedDict()
-        self._files: OrderedDict[int, _RangedFile] = OrderedDict()
+        self._indices: Cache[int, ShardIndex] = Cache(LOADED_INDICES)
+        self._files: Cache[int, _RangedFile] = Cache(_OPEN_FILES)
 
     def _verify(self, shard: ShardEntry, full: bool) -> None:
         _retried(lambda: manifests.verify_shard(self.directory, shard, full=full))
@@ -106,8 +104,7 @@ class ShardReader:
 
     def index(self, shard: int) -> ShardIndex:
         """The shard's index, read once and kept while among the last used. Raises CorruptShardError."""
-
-        return _kept(self._indices, shard, _LOADED_INDICES, self._lock, lambda: self._load_index(shard))
+        return self._indices.get(shard, lambda: self._load_index(shard))
 
     def _load_index(self, shard: int) -> ShardIndex:
         table = _retried(lambda: manifests.read_index(self.directory, self.shards[shard]))
@@ -134,17 +131,13 @@ class ShardReader:
         return self._assemble(shard, row, members)
 
     def close(self) -> None:
-        """Close the open files."""
-        with self._lock:
-            files = list(self._files.values())
-            self._files.clear()
-        for file in files:
-            file.close()
+        """Close the open files, each when the last thread that reads it lets go."""
+        self._files.clear()
 
     def _read_span(self, shard: int, offset: int, size: int) -> bytes:
         def read() -> bytes:
             path = manifests.join(self.directory, self.shards[shard].tar)
-            file = _kept(self._files, shard, _OPEN_FILES, self._lock, lambda: _RangedFile(path))
+            file = self._files.get(shard, lambda: _RangedFile(path))
             return file.read(offset, size)
 
         try:
@@ -219,21 +212,6 @@ class _RangedFile:
     def __del__(self) -> None:
         # A file dropped from the cache may still be read by another thread: it closes when the last reader lets go.
         self.close()
-
-
-def _kept(
-    cache: OrderedDict[int, Value], key: int, capacity: int, lock: threading.Lock, load: Callable[[], Value]
-) -> Value:
-    with lock:
-        if key in cache:
-            cache.move_to_end(key)
-            return cache[key]
-    value = load()
-    with lock:
-        value = cache.setdefault(key, value)
-        while len(cache) > capacity:
-            cache.popitem(last=False)
-    return value
 
 
 def _retried(action: Callable[[], Value]) -> Value:

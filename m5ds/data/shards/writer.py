@@ -6,7 +6,6 @@ memory at a time.
 
 import hashlib
 import io
-import os
 import re
 import tarfile
 from collections import Counter
@@ -25,6 +24,7 @@ from m5ds.data.catalogue.formats import FEATURE_SUFFIXES
 from m5ds.data.catalogue.records import CatalogueError, dumps, presence
 from m5ds.data.shards.manifest import INDEX_SCHEMA, MEMBER_HASHES, ShardEntry
 from m5ds.data.shards.shared_media import content_hash
+from m5ds.files import writing
 from m5ds.kernels.common.philox import product_hash
 
 MAX_MEDIA_BYTES = 1 << 30
@@ -52,10 +52,9 @@ def write_shard(
     Raises CatalogueError where a media file has changed since it was listed.
     """
     tar_path, index_path = directory / f"{name}.tar", directory / f"{name}.index.parquet"
-    tar_part, index_part = tar_path.with_suffix(".tar.part"), index_path.with_suffix(".parquet.part")
     tar_path.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    with tar_part.open("wb") as file:
+    with writing(tar_path) as file:
         hashed = _HashedFile(file)
         with TarWriter(hashed, user="m5ds", group="m5ds", mtime=0, encoder=False) as writer:
             for key, record, label in products:
@@ -63,13 +62,9 @@ def write_shard(
                 if audio_from_video:
                     _add_sound_of_clips(media)
                 rows.append(_write_product(writer, key, record, label, media))
-        _sync(file)
-    with index_part.open("wb") as file:
+    with writing(index_path) as file:
         index = _HashedFile(file)
         pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), index, compression="zstd")
-        _sync(file)
-    tar_part.replace(tar_path)
-    index_part.replace(index_path)
     return WrittenShard(
         entry=ShardEntry(
             name=name,
@@ -194,9 +189,3 @@ class _HashedFile:
 
     def seekable(self) -> bool:
         return False
-
-
-def _sync(file: IO[bytes]) -> None:
-    """On the disk before the rename, so that no name ever stands for half a file, not even after a power cut."""
-    file.flush()
-    os.fsync(file.fileno())

@@ -11,7 +11,6 @@ Shape letters: N products, D width, M modalities.
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from m5ds import modality
+from m5ds.files import write_atomically, writing
 from m5ds.model.summaries import OPERATIONS
 
 STATES = ("fused", "contrastive", "dense")
@@ -176,14 +176,8 @@ def start_writing(directory: Path, info: EmbeddingInfo) -> list[int]:
                     f"{path}: holds embeddings with {field.name} {old!r}, not {new!r}; choose another --out"
                 )
     else:
-        _write_text(path, json.dumps(asdict(info), indent=1) + "\n")
+        write_atomically(path, json.dumps(asdict(info), indent=1) + "\n")
     return [n for n in range(info.num_shards) if not shard_path(directory, n).exists()]
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def write_shard(directory: Path, number: int, part: EmbeddingSet) -> None:
@@ -202,10 +196,8 @@ def write_shard(directory: Path, number: int, part: EmbeddingSet) -> None:
             "group": pa.array(part.group, pa.string()),
         }
     )
-    path = shard_path(directory, number)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    pq.write_table(table, partial)
-    partial.replace(path)
+    with writing(shard_path(directory, number)) as file:
+        pq.write_table(table, file)
 
 
 def read_info(directory: str | Path) -> EmbeddingInfo:

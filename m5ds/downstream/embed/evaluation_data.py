@@ -3,9 +3,8 @@
 The products of positions [start, stop) always come in the same batches, whatever the number of ranks.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -15,6 +14,7 @@ from m5ds.batch import Batch, ModalityRows
 from m5ds.config import ModelConfig
 from m5ds.data.batches.micro_batch import MicroBatchMaker
 from m5ds.data.batches.order import Order, Place
+from m5ds.data.batches.prefetch import prefetch
 from m5ds.data.decode.decoder import Decoder
 from m5ds.data.shards.reader import Media, RawProduct, ShardReader
 from m5ds.data.tokenizer import Tokenizer
@@ -81,15 +81,11 @@ class EvaluationData:
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[EvaluationBatch]:
         """The products of positions [start, stop) in order. Batches are kept for the next pass up to KEPT_BYTES."""
         places = self._order.places(start, (self.num_products if stop is None else stop) - start)
-        cuts = [tuple(places[i : i + self.batch_size]) for i in range(0, len(places), self.batch_size)]
-        with ThreadPoolExecutor(self._num_threads) as threads:
-            ahead: deque[Future[EvaluationBatch]] = deque()
-            for cut in cuts:
-                ahead.append(threads.submit(self._prepare, cut))
-                if len(ahead) > self._num_threads + 1:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+        cuts = [[tuple(places[i : i + self.batch_size])] for i in range(0, len(places), self.batch_size)]
+        prepared = prefetch(cuts, self._prepare, ahead=self._num_threads + 1, num_threads=self._num_threads)
+        with closing(prepared):
+            for one in prepared:
+                yield from one.values
 
     def _prepare(self, places: tuple[Place, ...]) -> EvaluationBatch:
         if places in self._kept:

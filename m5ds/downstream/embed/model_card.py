@@ -6,7 +6,7 @@ from typing import Any
 from m5ds import modality
 from m5ds.data.shards.manifest import read_manifest
 from m5ds.downstream.embed.pretrained import Pretrained
-from m5ds.train.report.records import read_lines
+from m5ds.files import read_lines
 
 CARD = "README.md"
 LOADING = """from transformers import AutoModel, AutoProcessor

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from m5ds.downstream.measure import metrics
 from m5ds.downstream.measure.bootstrap import Interval, bootstrap_difference, bootstrap_statistic, keys_of
 from m5ds.downstream.measure.categories import LEAF
+from m5ds.files import write_atomically
 from m5ds.train import distributed
-from m5ds.train.checkpoints import tags
 
 RESULTS, VALUES = "results.json", "values.parquet"
 
@@ -98,7 +98,7 @@ def write_result(directory: Path, result: Result) -> None:
             for table in result.tables
         ],
     }
-    tags.write_atomically(directory / RESULTS, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(directory / RESULTS, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
 
 
 def launched(command: str, world_size: int) -> str:

@@ -18,7 +18,7 @@ from m5ds.downstream.report.document import Block, Card, Code, Document, Drawing
 from m5ds.downstream.report.pictures import find_products
 from m5ds.downstream.report.tables import STAGES, cell, label, paper_tables, task_tables
 from m5ds.downstream.tasks.linear_probe import ALONE
-from m5ds.train.report.records import read_lines
+from m5ds.files import read_lines
 
 TITLES = {
     "classification": "Classification",

@@ -3,8 +3,6 @@
 Shape letters: N products, C categories of the manifest.
 """
 
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from m5ds.data.shards.reader import RawProduct, ShardIndex, ShardReader
+from m5ds.cache import Cache
+from m5ds.data.shards.reader import LOADED_INDICES, RawProduct, ShardIndex, ShardReader
 from m5ds.kernels.common import philox
 
 
@@ -68,7 +67,7 @@ class SubsetReader(ShardReader):
         self.directory, self.split, self.manifest = reader.directory, reader.split, reader.manifest
         self._reader = reader
         self._rows = [np.flatnonzero(kept_N) for kept_N in kept]
-        self._indices, self._lock = OrderedDict(), threading.Lock()
+        self._indices = Cache(LOADED_INDICES)
 
     @property
     def shard_sizes(self) -> list[int]:

@@ -65,11 +65,8 @@ class Contrastive(PairObjective):
         """Mean of both directions of each pair."""
         assert pool is not None
         device = states.unimodal_BMR.device
-        log_scale = (
-            at_least_float32(self.logit_scale[0])
-            if self.learned
-            else torch.tensor(self.initial_log_scale, device=device)
-        )
+        fixed = torch.tensor(self.initial_log_scale, device=device)
+        log_scale = at_least_float32(self.logit_scale[0]) if self.learned else fixed
         inputs = PoolInputs(
             features_BMR=states.unimodal_BMR,
             present_BM=states.present_BM,

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from m5ds.files import write_atomically
 from m5ds.train import distributed
 from m5ds.train.checkpoints import tags
 
@@ -50,7 +51,7 @@ def save(
     engine.save_checkpoint(str(root), tag=tag, client_state={"m5ds": state}, save_latest=False)
     torch.save(_random_state(), folder / f"random_{distributed.rank():05d}.pt")
     if distributed.rank() == 0:
-        tags.write_atomically(folder / tags.STATE, json.dumps(state, indent=1, ensure_ascii=False))
+        write_atomically(folder / tags.STATE, json.dumps(state, indent=1, ensure_ascii=False))
         write_extras(folder)
     distributed.barrier()
     # The files are dealt over ranks, since hashing is as slow as writing.

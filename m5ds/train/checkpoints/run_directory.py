@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from m5ds.config import RunConfig
-from m5ds.train.checkpoints import tags
+from m5ds.files import write_atomically
 
 CHECKPOINTS = "checkpoints"
 BAD_MEDIA = "bad_media.jsonl"
@@ -52,9 +52,9 @@ def _existing(output_dir: Path, name: str) -> list[int]:
 def write_description(directory: Path, config: RunConfig, ds_config: dict[str, Any], identity: dict[str, Any]) -> None:
     """config.yaml and ds_config.json as resolved, and run.json: command, code, data. Each start is kept in run.json."""
     directory.mkdir(parents=True, exist_ok=True)
-    tags.write_atomically(directory / "config.yaml", OmegaConf.to_yaml(config.to_dict()))
-    tags.write_atomically(directory / "ds_config.json", json.dumps(ds_config, indent=2) + "\n")
+    write_atomically(directory / "config.yaml", OmegaConf.to_yaml(config.to_dict()))
+    write_atomically(directory / "ds_config.json", json.dumps(ds_config, indent=2) + "\n")
     path = directory / "run.json"
     starts = json.loads(path.read_text()) if path.is_file() else []
     start = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "command": shlex.join(sys.argv), **identity}
-    tags.write_atomically(path, json.dumps([*starts, start], indent=1) + "\n")
+    write_atomically(path, json.dumps([*starts, start], indent=1) + "\n")

@@ -5,14 +5,14 @@ are all there. `latest` moves after that, and a folder that is being removed los
 """
 
 import contextlib
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from m5ds.files import sha256_of_file, write_atomically
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
@@ -32,15 +32,6 @@ def tag_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def sha256(path: Path, sync: bool = False) -> str:
-    """The file's hash; with `sync` its bytes are on the disk when this returns."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if sync:
-            os.fsync(file.fileno())
-    return digest
-
-
 def list_files(folder: Path) -> list[str]:
     """Relative names of all files of a tag but its manifest, sorted."""
     return sorted(
@@ -52,17 +43,10 @@ def list_files(folder: Path) -> list[str]:
 
 def describe_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Size and hash of each of these files."""
-    return {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name, True)} for name in names}
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """All of the text or the old file, whatever happens meanwhile."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    return {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of_file(folder / name, sync=True)}
+        for name in names
+    }
 
 
 def complete(root: Path, tag: str, created: float, files: dict[str, dict[str, Any]]) -> None:
@@ -96,7 +80,7 @@ def wrong_hashes(root: Path, tag: Tag, names: Iterable[str]) -> list[str]:
     return [
         f"{root / tag.name / name}: its bytes do not match its manifest"
         for name in names
-        if sha256(root / tag.name / name) != tag.files[name]["sha256"]
+        if sha256_of_file(root / tag.name / name) != tag.files[name]["sha256"]
     ]
 
 

@@ -12,9 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from m5ds.files import read_lines, write_atomically
 from m5ds.train import distributed
-from m5ds.train.checkpoints import tags
-from m5ds.train.report import records
 
 METRICS = "metrics.jsonl"
 
@@ -30,8 +29,8 @@ class Monitor:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        self.records = [record for record in records.read_lines(self.path) if record["step"] <= first_step]
-        tags.write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
+        self.records = [record for record in read_lines(self.path) if record["step"] <= first_step]
+        write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
         self._file = self.path.open("a", buffering=1)
         self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step + 1, flush_secs=30)
         self._bar = tqdm(

@@ -13,9 +13,10 @@ import torch
 
 from m5ds import modality
 from m5ds.config import DataConfig, ModalityConfig, TokenizerConfig
-from m5ds.data.batches.loader import Loader, _Plans
+from m5ds.data.batches.loader import Loader
 from m5ds.data.batches.micro_batch import MicroBatchMaker
 from m5ds.data.batches.order import Order, deal
+from m5ds.data.batches.prefetch import THREADS
 from m5ds.data.catalogue.quickstart import prepare_quickstart
 from m5ds.data.decode.decoder import Decoder
 from m5ds.data.shards.build import BuildOptions, build_shards
@@ -340,17 +341,6 @@ def test_steps_say_where_they_are(make):
     assert {step.epoch for step in evaluation} == {0}
 
 
-def test_a_plan_is_made_once_and_only_the_last_are_kept():
-    made = []
-    plans = _Plans(lambda position: made.append(position) or [[position]], capacity=2)
-    assert [plans.get(position) for position in (0, 7, 0, 7)] == [[[0]], [[7]], [[0]], [[7]]]
-    plans.get(9)
-    plans.get(7)
-    assert made == [0, 7, 9]
-    plans.get(0)
-    assert made == [0, 7, 9, 0]
-
-
 class Blocking:
     """A decoder that waits for a gate, and then fails if told to."""
 
@@ -368,7 +358,7 @@ class Blocking:
 
 
 def loader_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("m5ds-loader")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith(THREADS)]
 
 
 def test_an_error_in_a_thread_reaches_the_consumer_and_leaves_no_thread(make, decoder):
@@ -403,7 +393,7 @@ def test_waiting_is_measured_and_work_is_done_ahead(make, decoder):
     iterator = loader.steps(num_steps=3)
     assert next(iterator).wait_seconds > 0.2
     deadline = time.monotonic() + 30
-    while len(loader._plans._made) < 3 and time.monotonic() < deadline:
+    while len(loader._plans) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.5)
     assert next(iterator).wait_seconds < 0.2

@@ -9,6 +9,7 @@ import pytest
 
 from m5ds.config import DataConfig, ModalityConfig
 from m5ds.data.batches import loader as loader_module
+from m5ds.data.batches import prefetch as prefetch_module
 from m5ds.data.batches.loader import Loader
 from m5ds.data.batches.micro_batch import Prepared
 from m5ds.data.batches.order import Order, Place, deal
@@ -78,7 +79,7 @@ class Executor:
 @pytest.fixture
 def build(monkeypatch):
     monkeypatch.setattr(loader_module, "MicroBatchMaker", Maker)
-    monkeypatch.setattr(loader_module, "ThreadPoolExecutor", Executor)
+    monkeypatch.setattr(prefetch_module, "ThreadPoolExecutor", Executor)
 
     def build(data=DATA, sizes=SIZES, specs=SPECS, **options):
         modalities = {name: ModalityConfig(input=spec, embedder="any", head="any") for name, spec in specs.items()}
@@ -138,7 +139,7 @@ def test_as_many_steps_are_prepared_ahead_as_asked_for(build, ahead):
     for number in range(3):
         assert next(steps).position == 12 + 6 * number
         pool = Executor.last
-        assert pool.submitted == [(12 + 6 * k, slot) for k in range(number + 1 + ahead) for slot in (0, 1)]
+        assert pool.submitted == [((12 + 6 * k, slot),) for k in range(number + 1 + ahead) for slot in (0, 1)]
     assert pool.num_threads == 7 and pool.ended is None
     loader.close()
     assert pool.ended == {"wait": False, "cancel_futures": True}
@@ -148,7 +149,7 @@ def test_as_many_steps_are_prepared_ahead_as_asked_for(build, ahead):
 def test_no_more_steps_are_prepared_than_asked_for(build):
     loader = build(DataConfig(prefetch_steps=9))
     assert [step.position for step in loader.steps(6, 3)] == [6, 12, 18]
-    assert [position for position, _ in Executor.last.submitted] == [6, 12, 18]
+    assert [position for ((position, _),) in Executor.last.submitted] == [6, 12, 18]
     assert list(loader.steps(6, 0)) == []
     assert [step.position for step in islice(loader.steps(), 30)] == list(range(0, 180, 6))
 

@@ -140,7 +140,7 @@ def test_a_filesystem_without_descriptors_reads_the_same(shards):
 def test_one_reader_serves_many_threads(shards, monkeypatch):
     """With room for one open file, threads evict each other's descriptors while they read."""
     monkeypatch.setattr(reader_module, "_OPEN_FILES", 1)
-    monkeypatch.setattr(reader_module, "_LOADED_INDICES", 1)
+    monkeypatch.setattr(reader_module, "LOADED_INDICES", 1)
     reader = ShardReader(shards, "train")
     expected = {place: reader.read(*place) for place in [(0, 0), (0, 3), (1, 0), (1, 2)]}
     wrong = []
@@ -310,7 +310,7 @@ def test_pauses_grow_and_what_is_not_there_is_not_waited_for(shards, monkeypatch
 
 def test_indices_are_read_once_while_among_the_last_used(tmp_path, monkeypatch):
     shards = write_shards(tmp_path / "shards", sizes=(2, 2, 2))
-    monkeypatch.setattr(reader_module, "_LOADED_INDICES", 2)
+    monkeypatch.setattr(reader_module, "LOADED_INDICES", 2)
     read_index, loaded = manifests.read_index, []
     monkeypatch.setattr(
         manifests, "read_index", lambda directory, entry: loaded.append(entry.name[-1]) or read_index(directory, entry)

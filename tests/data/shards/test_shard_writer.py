@@ -3,14 +3,15 @@
 import hashlib
 import io
 import json
-import os
 import struct
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from catalogue_cases import record, write_catalogue
 
+from m5ds import files
 from m5ds.data.catalogue import synthetic_media
 from m5ds.data.catalogue.records import CatalogueError, read_catalogue
 from m5ds.data.shards import writer as shard_writer
@@ -82,19 +83,19 @@ def test_both_files_are_on_the_disk_before_they_get_their_names(tmp_path, monkey
     synced = []
 
     def fsync(descriptor):
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
         names = sorted(path.name for path in (tmp_path / "out/train").iterdir())
-        synced.append((names, [path.stat().st_size for path in sorted((tmp_path / "out/train").iterdir())]))
-        os_fsync(descriptor)
+        if path.is_file():
+            synced.append((path.name, path.stat().st_size, names))
 
-    os_fsync = os.fsync
-    monkeypatch.setattr(shard_writer.os, "fsync", fsync)
+    monkeypatch.setattr(files.os, "fsync", fsync)
     path = write_catalogue(tmp_path / "c", [record(1)])
     spooled = [("0", json.loads(_spool_line(item, None)), 0) for item in read_catalogue(path)]
     shard = write_shard(tmp_path / "out", "train/000000", spooled, tmp_path / "c", audio_from_video=False)
-    (first, sizes), (second, more) = synced
-    assert first == ["000000.tar.part"] and sizes == [shard.entry.bytes]
-    assert second == ["000000.index.parquet.part", "000000.tar.part"]
-    assert more == [(tmp_path / "out/train/000000.index.parquet").stat().st_size, shard.entry.bytes]
+    (tar, tar_size, before), (index, index_size, between) = synced
+    assert tar.startswith("000000.tar.") and before == [tar] and tar_size == shard.entry.bytes
+    assert index.startswith("000000.index.parquet.") and sorted(between) == sorted(["000000.tar", index])
+    assert index_size == (tmp_path / "out/train/000000.index.parquet").stat().st_size
     assert sorted(path.name for path in (tmp_path / "out/train").iterdir()) == ["000000.index.parquet", "000000.tar"]
 
 

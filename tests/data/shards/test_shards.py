@@ -390,7 +390,7 @@ def test_a_file_too_large_for_a_sample_is_refused(catalogue, tmp_path, monkeypat
 def test_overwriting_never_takes_finished_shards_over(catalogue, tmp_path):
     """A kill between the manifest and the end leaves the notes of a build that was finished, maybe damaged since."""
     build_shards(catalogue, tmp_path / "whole", SMALL)
-    real = shards_module._write_whole
+    real = shards_module.write_atomically
     with pytest.MonkeyPatch.context() as patched:
 
         def killed_after_the_manifest(path, data):
@@ -398,7 +398,7 @@ def test_overwriting_never_takes_finished_shards_over(catalogue, tmp_path):
             if path.name == "manifest.json":
                 raise Crash
 
-        patched.setattr(shards_module, "_write_whole", killed_after_the_manifest)
+        patched.setattr(shards_module, "write_atomically", killed_after_the_manifest)
         with pytest.raises(Crash):
             build_shards(catalogue, tmp_path / "out", SMALL)
     tar = tmp_path / "out/train/000000.tar"

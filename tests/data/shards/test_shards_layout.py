@@ -158,7 +158,7 @@ def test_a_resumed_build_writes_again_what_was_lost(tmp_path, monkeypatch, capsy
     options = BuildOptions(shard_products=8)
     build_shards(path, tmp_path / "whole", options)
     with monkeypatch.context() as patched:
-        patched.setattr(shards_module, "_write_whole", fails_at("manifest.json"))
+        patched.setattr(shards_module, "write_atomically", fails_at("manifest.json"))
         with pytest.raises(KeyboardInterrupt):
             build_shards(path, tmp_path / "out", options)
     tar = tmp_path / "out/train/000001.tar"
@@ -179,7 +179,7 @@ def test_a_resumed_build_writes_again_what_was_lost(tmp_path, monkeypatch, capsy
 
 
 def fails_at(name):
-    real = shards_module._write_whole
+    real = shards_module.write_atomically
 
     def write(path, data):
         if path.name == name:
@@ -205,7 +205,7 @@ def test_another_build_leaves_nothing_of_the_one_before(tmp_path, monkeypatch):
     assert list(files_below(tmp_path / "out")) == ["manifest.json", "train/000000.index.parquet", "train/000000.tar"]
     shutil.rmtree(tmp_path / "out")
     with monkeypatch.context() as patched:
-        patched.setattr(shards_module, "_write_whole", fails_at("manifest.json"))
+        patched.setattr(shards_module, "write_atomically", fails_at("manifest.json"))
         with pytest.raises(KeyboardInterrupt):
             build_shards(path, tmp_path / "out", many)
     build_shards(path, tmp_path / "out", few)
@@ -218,12 +218,12 @@ def test_a_note_of_another_build_never_vouches_for_a_shard_of_this_one(tmp_path,
     path = write_catalogue(tmp_path / "c", items)
     one, other = (BuildOptions(ratios=(1.0, 0.0, 0.0), shard_products=10, seed=seed) for seed in (0, 1))
     with monkeypatch.context() as patched:
-        patched.setattr(shards_module, "_write_whole", fails_at("manifest.json"))
+        patched.setattr(shards_module, "write_atomically", fails_at("manifest.json"))
         with pytest.raises(KeyboardInterrupt):
             build_shards(path, tmp_path / "out", one)
     size = (tmp_path / "out/train/000000.tar").stat().st_size
     with monkeypatch.context() as patched:
-        patched.setattr(shards_module, "_write_whole", fails_at("train-000000.json"))
+        patched.setattr(shards_module, "write_atomically", fails_at("train-000000.json"))
         with pytest.raises(KeyboardInterrupt):
             build_shards(path, tmp_path / "out", other)
     assert (tmp_path / "out/train/000000.tar").stat().st_size == size

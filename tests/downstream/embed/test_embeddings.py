@@ -51,7 +51,7 @@ def test_what_is_written_is_read_back(tmp_path, ten):
 def test_a_killed_job_goes_on_with_the_missing_files_in_any_order(tmp_path, ten):
     assert start_writing(tmp_path, ten.info) == [0, 1, 2]
     write(tmp_path, ten, [2])
-    (tmp_path / "000000.parquet.123.partial").write_bytes(b"half")
+    (tmp_path / "000000.parquet.123.part").write_bytes(b"half")
     assert start_writing(tmp_path, ten.info) == [0, 1]
     with pytest.raises(ValueError, match="000000.parquet: missing; run the same"):
         read_embeddings(tmp_path)

@@ -7,6 +7,7 @@ import torch
 
 from m5ds import modality
 from m5ds.batch import Batch, ModalityRows
+from m5ds.data.batches.prefetch import prefetch
 from m5ds.data.shards.reader import Media, RawProduct
 from m5ds.downstream.embed import evaluation_data
 from m5ds.downstream.embed.evaluation_data import EvaluationData, damage_files, use_file
@@ -136,30 +137,18 @@ def test_a_split_of_256_mib_is_kept():
 
 
 def test_as_many_batches_as_threads_and_two_more_are_prepared_ahead(opened, monkeypatch):
-    submitted = []
+    """One is waited for, so that the threads never run out of work while the consumer has a batch."""
+    asked = []
 
-    class Pool:
-        def __init__(self, threads):
-            submitted.append(("threads", threads))
+    def recorded(groups, prepare, **options):
+        asked.append(options)
+        return prefetch(groups, prepare, **options)
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            pass
-
-        def submit(self, prepare, cut):
-            submitted.append([place.index for place in cut])
-            return SimpleNamespace(result=lambda: prepare(cut))
-
-    monkeypatch.setattr(evaluation_data, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(evaluation_data, "prefetch", recorded)
     steps = opened(batch_size=1, num_threads=2).batches()
-    assert next(steps).batch.ids == ["p0"] and len(submitted) == 1 + 4
-    assert next(steps).batch.ids == ["p1"] and len(submitted) == 1 + 5
-    assert [item.batch.ids for item in steps] == [[f"p{n}"] for n in range(2, 7)]
-    assert submitted[0] == ("threads", 2)
+    assert [item.batch.ids for item in steps] == [[f"p{n}"] for n in range(7)]
     list(opened().batches())
-    assert ("threads", 1) in submitted
+    assert asked == [{"ahead": 3, "num_threads": 2}, {"ahead": 2, "num_threads": 1}]
 
 
 def test_one_file_of_each_modality_is_shown():

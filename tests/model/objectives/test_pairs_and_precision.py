@@ -72,6 +72,6 @@ def test_the_refusal_names_the_objectives_key(tmp_path):
         (torch.float64, torch.float64),
     ],
 )
-def test_what_is_wide_is_at_least_float32(given, made):
+def test_float64_stays_and_less_becomes_float32(given, made):
     value = torch.tensor([1.5, -2.0], dtype=given)
     assert at_least_float32(value).dtype == made and at_least_float32(value).tolist() == [1.5, -2.0]

@@ -1,4 +1,4 @@
-"""Bookkeeping of a run at its limits: bad media, recorded lines, tags, the learning rate, FLOPs, the final table."""
+"""Bookkeeping of a run at its limits: bad media, tags, the learning rate, FLOPs, the final table."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from m5ds.train import faults
 from m5ds.train.checkpoints import tags
 from m5ds.train.distributed import RankError
 from m5ds.train.engine import schedule
-from m5ds.train.report import flops, records, summary
+from m5ds.train.report import flops, summary
 from m5ds.train.report.monitor import Monitor
 from m5ds.train.step import Diverged, TrainStep
 
@@ -58,16 +58,6 @@ def test_a_list_of_bad_media_is_readable_utf8(tmp_path):
     assert '"product_id": "台灯"' in (tmp_path / "bad.jsonl").read_text(encoding="utf-8")
 
 
-def test_only_the_last_line_may_be_torn(tmp_path):
-    path = tmp_path / "lines.jsonl"
-    assert records.read_lines(path) == []
-    path.write_text('{"a": 1}\n{"b": 2}\n{"c"')
-    assert records.read_lines(path) == [{"a": 1}, {"b": 2}]
-    path.write_text('{"a": 1}\n{"b"\n{"c": 3}\n')
-    with pytest.raises(ValueError, match=r"lines\.jsonl: line 2 is not JSON"):
-        records.read_lines(path)
-
-
 def test_tags_saved_in_the_same_second_are_ordered_by_step(tmp_path):
     for step in (30, 10, 20):
         folder = tmp_path / tags.tag_name(step)
@@ -87,14 +77,6 @@ def test_latest_moves_only_after_the_manifest_is_there(tmp_path, monkeypatch):
     monkeypatch.setattr(tags, "write_atomically", lambda path, text: written.append(path.name))
     tags.complete(tmp_path, "step-00000001", 0.0, {})
     assert written == ["manifest.json", "latest"]
-
-
-def test_a_text_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path):
-    path = tmp_path / "file.json"
-    for text in ("long " * 100, "short"):
-        tags.write_atomically(path, text)
-        assert path.read_text() == text
-    assert [found.name for found in tmp_path.iterdir()] == ["file.json"]
 
 
 def test_removing_a_tag_that_is_gone_is_no_error(tmp_path):
