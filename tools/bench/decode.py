@@ -1,4 +1,4 @@
-"""Files decoded per CPU second on one core: `tools/bench/decode.py [--csv docs/data/decode.csv]`.
+"""Files decoded per CPU second on one core: `tools/bench/decode.py [--csv docs/measurements/decode.csv]`.
 
 Synthetic pictures, clips and sounds with real codecs at the quickstart's sizes and at the paper's, through `Decoder` as
 training calls it (batches of 48, random crops) and through the plain loop that a user would write with Pillow or PyAV.
