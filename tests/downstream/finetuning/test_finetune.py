@@ -11,6 +11,7 @@ from finetune_cases import LABELS, LEVEL, Monitor, Stop, Validation
 from m5ds.downstream.finetuning.job import ACCURACY, EarlyStopping, Labels
 from m5ds.downstream.measure.categories import CategoryLevel
 from m5ds.downstream.tasks.labels import ClassChoice
+from m5ds.train.checkpoints import checkpoint
 from m5ds.train.loop import train
 
 LOSS = "loss/classification"
@@ -159,3 +160,32 @@ def test_losses_and_rate_are_recorded_every_so_often(job):
     assert all(values["optimizer/learning_rate"] == 0.25 and values["loss/total"] > 0 for _, values in steps)
     assert all(values["loss/total"] == pytest.approx(values[LOSS], rel=1e-6) for _, values in steps)
     assert job.budget.num_decoded == 4
+
+
+def test_a_frozen_encoder_gives_the_states_of_evaluation_all_through_the_loop(job):
+    """The loop and each validation turn training mode on; it is the head's alone."""
+    job.model.frozen = True
+    modes, head = [], job.model.objectives["classification"].head
+    job.model.register_forward_pre_hook(lambda *_: modes.append((job.model.blocks.training, head.training)))
+    assert train(job, Monitor(), Stop()) == 0
+    step, validation = [(False, True)], [(False, False)]
+    assert modes == (step * 2 + validation * 3) * 2
+
+
+def test_the_best_checkpoint_is_one_and_holds_what_led_to_it(job, monkeypatch):
+    wrote = []
+
+    def save(engine, root, state, *, keep, write_extras):
+        wrote.append((root.relative_to(job.directory).as_posix(), state["step"], keep, state["best"], state["worse"]))
+        return f"step-{state['step']:08d}"
+
+    monkeypatch.undo()
+    monkeypatch.setattr(checkpoint, "save", save)
+    monitor = Monitor()
+    assert train(job, monitor, Stop()) == 0
+    accuracy = monitor.validations()[0][1][ACCURACY]
+    kept = job.config.train.keep_last
+    assert wrote == [
+        ("best/checkpoints", 2, 1, accuracy, 0),
+        ("checkpoints", 4, kept, accuracy, 1),
+    ], "the model does not change, so the second validation is no better"

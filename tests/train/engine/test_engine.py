@@ -109,3 +109,23 @@ def test_the_temperature_is_read_from_the_optimizers_copy_where_there_is_one(tmp
     model = build(tiny_spec(tmp_path))
     monkeypatch.setattr(engine, "safe_get_full_fp32_param", lambda parameter: torch.tensor(2.0))
     assert engine.logged_parameters(model) == {"contrastive/temperature": pytest.approx(math.exp(-2.0))}
+
+
+def test_every_objective_shows_its_own_parameters(tmp_path, monkeypatch) -> None:
+    sigmoid = "objectives.sigmoid={temperature: 0.05, bias: -3.0}"
+    model = build(tiny_spec(tmp_path, sigmoid, "objectives.contrastive.temperature=0.2"))
+    assert engine.logged_parameters(model) == {
+        "contrastive/temperature": pytest.approx(0.2),
+        "sigmoid/temperature": pytest.approx(0.05),
+        "sigmoid/bias": pytest.approx(-3.0),
+    }
+    asked: list = []
+    monkeypatch.setattr(engine, "safe_get_full_fp32_param", asked.append)
+    engine.logged_parameters(model)
+    own = model.objectives
+    wanted = [own.contrastive.logit_scale, own.sigmoid.logit_scale, own.sigmoid.logit_bias]
+    assert [id(one) for one in asked] == [id(one) for one in wanted], "a collective each, in one order on all ranks"
+    alone = build(tiny_spec(tmp_path, sigmoid, "objectives.contrastive=null"))
+    assert set(engine.logged_parameters(alone)) == {"sigmoid/temperature", "sigmoid/bias"}
+    none = build(tiny_spec(tmp_path, "objectives.contrastive=null"))
+    assert engine.logged_parameters(none) == {}
