@@ -24,6 +24,7 @@ SMALL = [
     "model.modalities.text.input.max_tokens=12",
     "model.modalities.table.input.max_tokens=12",
 ]
+SIGMOID = "model.objectives.sigmoid={pairs: all, positives: group, bias: -2.0}"
 DROPOUT = ("model.dropout=0.25", "model.attention_dropout=0.125")
 MODALITIES = ("image", "text", "table", "video", "audio")
 
@@ -108,6 +109,7 @@ def two_ranks(tmp_path_factory) -> tuple[list[dict], list[dict]]:
         case(spec_of("model.harmony.kind=learned", *DROPOUT), [*PATTERNS, ALL_32], draw=1),
         case(spec_of("model.objectives.contrastive=null"), PATTERNS[:3], accumulation=2),
         case(spec_of("model.harmony.kind=learned", *DROPOUT), PATTERNS[3:], accumulation=2, draw=2),
+        case(spec_of(SIGMOID), PATTERNS[3:], accumulation=2),
     ]
     return cases, run_cases(tmp_path_factory.mktemp("gradients"), cases, world_size=2)
 
@@ -125,6 +127,12 @@ def test_two_ranks_with_accumulation_have_the_gradients_of_one_process(two_ranks
     cases, found = two_ranks
     assert_equal_gradients(cases[1], found[1])
     assert_equal_gradients(cases[2], found[2])
+
+
+def test_the_sigmoid_loss_sees_the_global_batch_too(two_ranks) -> None:
+    """Two objectives with pools of their own, and groups that travel with the gather."""
+    cases, found = two_ranks
+    assert_equal_gradients(cases[3], found[3])
 
 
 def test_all_32_presence_patterns_give_finite_losses_and_gradients(two_ranks) -> None:

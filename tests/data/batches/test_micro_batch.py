@@ -116,6 +116,17 @@ def test_outside_training_nothing_is_random(options):
     assert made.num_decoded == 7 and made.bad_media == []
 
 
+def test_variants_of_one_product_have_one_group_and_nothing_pads_with_them():
+    variants = [
+        replace(PRODUCTS[0], group="shirt"),
+        replace(PRODUCTS[1], group="shirt"),
+        replace(PRODUCTS[2], group="id:c"),
+    ]
+    batch = MicroBatchMaker(MEDIA, Letters(), Recorder()).make([*variants, None], [0] * 4).batch
+    assert batch.group_B.tolist() == [product_hash("shirt")] * 2 + [product_hash("id:c"), product_hash("")]
+    assert batch.group_B.dtype == torch.int64 and batch.to("cpu").group_B is batch.group_B
+
+
 def test_training_draws_files_crops_times_and_windows_of_each_product():
     draws = [3, 4, 5]
     _, calls = made_by(MEDIA, PRODUCTS, draws, seed=SEED, training=True)
