@@ -1,4 +1,4 @@
-"""Check a shard directory against its manifest: python tools/lint_shards.py DIR. Exit code 2 where there is a fault.
+"""Check a shard directory against its manifest: python tools/lint_shards.py SHARDS. Exit code 2 where there is a fault.
 
 Byte-equal media in several splits are told, and a fault only where the shards were built with --group-by-content.
 """
@@ -13,8 +13,8 @@ from m5ds.data.shards.shared_media import find_shared_media
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", help="the shard directory, a path or an fsspec URL")
-    directory = parser.parse_args().directory
+    parser.add_argument("shards", help="the shard directory, a path or an fsspec URL")
+    directory = parser.parse_args().shards
     num_faults = 0
     for fault in lint_shards(directory):
         print(fault, flush=True)
