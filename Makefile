@@ -75,7 +75,7 @@ clean:
 # All four downstream tasks and the report from the quickstart's checkpoint (made first where there is none).
 downstream: install
 	test -e runs/quickstart/checkpoints/latest || $(MAKE) pretrain
-	python tools/finetune.py all --checkpoint runs/quickstart
+	python tools/evaluate.py all --checkpoint runs/quickstart
 
 # The kernels' CPU paths against torch's own, and what packing saves; on a GPU the Triton kernels.
 bench: install

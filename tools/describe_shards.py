@@ -1,4 +1,4 @@
-"""Print and plot what the paper reports of its data: python tools/describe_shards.py DIR [--out REPORT_DIR]"""
+"""Print and plot what the paper reports of its data: python tools/describe_shards.py SHARDS [--out REPORT_DIR]"""
 
 import argparse
 from pathlib import Path
@@ -9,10 +9,10 @@ from m5ds.data.shards.describe import gather, plots, tables
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", help="the shard directory, a path or an fsspec URL")
+    parser.add_argument("shards", help="the shard directory, a path or an fsspec URL")
     parser.add_argument("--out", type=Path, help="write the tables and PNG plots there too")
     arguments = parser.parse_args()
-    statistics = gather(arguments.directory)
+    statistics = gather(arguments.shards)
     text = tables(statistics)
     print(text, end="")
     if arguments.out is not None:

@@ -19,7 +19,7 @@ from m5ds.downstream.tasks.labels import read_labels, unseen_facts, unseen_line
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shards", help="the shard directory")
+    parser.add_argument("shards", help="the shard directory, a path or an fsspec URL")
     parser.add_argument("--split", default="test", help="held-out split whose categories are guessed (default: test)")
     parser.add_argument("--most", type=int, default=20, help="how many attributes at the most (default: 20)")
     parser.add_argument(

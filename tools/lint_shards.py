@@ -1,4 +1,4 @@
-"""Check a shard directory against its manifest: python tools/lint_shards.py DIR. Exit code 2 where there is a fault.
+"""Check a shard directory against its manifest: python tools/lint_shards.py SHARDS. Exit code 2 where there is a fault.
 
 Byte-equal media in several splits are told, and a fault only where the shards were built with --group-by-content.
 """
@@ -14,11 +14,11 @@ from m5ds.data.shards.shared_media import find_shared_media
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", help="the shard directory, a path or an fsspec URL")
+    parser.add_argument("shards", help="the shard directory, a path or an fsspec URL")
     plugins.add_flag(parser)
     arguments = parser.parse_args()
     plugins.load_flagged(arguments)
-    directory, num_faults = arguments.directory, 0
+    directory, num_faults = arguments.shards, 0
     if unknown := set(read_manifest(directory).modalities) - set(modality.names()):
         raise ValueError(f"{directory}: unknown modalities {', '.join(sorted(unknown))}; pass their --plugin")
     for fault in lint_shards(directory):

@@ -1,6 +1,8 @@
 """Train a SentencePiece tokenizer on the train split of a shard directory.
 
-python tools/train_tokenizer.py DIR --out PATH: PATH is a .model file or a directory; `data.tokenizer.path` takes both.
+python tools/train_tokenizer.py SHARDS --out PATH
+
+PATH is a .model file or a directory; `data.tokenizer.path` takes both.
 """
 
 import argparse
@@ -15,7 +17,7 @@ from m5ds.data.tokenizer import train_tokenizer
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", help="the shard directory, a path or an fsspec URL")
+    parser.add_argument("shards", help="the shard directory, a path or an fsspec URL")
     parser.add_argument("--out", type=Path, required=True, help="a .model file or a directory")
     parser.add_argument("--vocab-size", type=int, default=8000, help="pieces of the model (default: 8000)")
     parser.add_argument(
@@ -28,10 +30,10 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    manifest = read_manifest(arguments.directory)
+    manifest = read_manifest(arguments.shards)
     texts = (
         sentence
-        for record in iterate_records(arguments.directory, manifest, "train", arguments.max_products)
+        for record in iterate_records(arguments.shards, manifest, "train", arguments.max_products)
         for sentence in sentences(record, arguments.with_i18n)
     )
     with warnings.catch_warnings(record=True) as caught:
@@ -39,7 +41,7 @@ def main() -> None:
         tokenizer = train_tokenizer(texts, arguments.vocab_size, arguments.out, num_threads=arguments.num_threads)
     for warning in caught:
         print(f"warning: {warning.message}")
-    title = next(iterate_records(arguments.directory, manifest, "train", 1))["title"]
+    title = next(iterate_records(arguments.shards, manifest, "train", 1))["title"]
     print(f"{arguments.out}: {tokenizer.vocab_size} tokens; {title!r} is {len(tokenizer.encode(title))} of them")
 
 

@@ -1,39 +1,60 @@
-"""The command line of tools/finetune.py, from arguments to exit code."""
+"""The command lines of tools/finetune.py and tools/evaluate.py, from arguments to exit code."""
 
 import argparse
 import dataclasses
 import json
 import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from m5ds.config import given_keys
+from m5ds.downstream import pretraining_command
 from m5ds.train import runtime
 from m5ds.train.checkpoints.relaunch import Relaunch, resuming
 from m5ds.train.command import Parser, find_file, guarded
 
 EMBEDDING_TASKS = ("coarse_retrieval", "instance_retrieval", "clustering")
-TASKS = ("classification", "linear_probe", *EMBEDDING_TASKS, "robustness", "all")
+ALL = "all"
+"""Every task of the untrained, the pretrained and the finetuned model, with a report: it trains and evaluates."""
+TRAINED = ("classification",)
+EVALUATED = ("linear_probe", *EMBEDDING_TASKS, "robustness")
+FINETUNE, EVALUATE = "tools/finetune.py", "tools/evaluate.py"
+TASKS = {FINETUNE: (*TRAINED, ALL), EVALUATE: (*EVALUATED, pretraining_command.TASK, ALL)}
+"""What each tool does. Its name says whether a task alone trains an encoder or only reads one."""
 CONFIG = "configs/downstream/quickstart.yaml"
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(
-        prog="deepspeed tools/finetune.py", description="The downstream tasks from a pretrained checkpoint."
-    )
-    parser.add_argument("task", choices=TASKS)
+def parse(tool: str, arguments: list[str] | None = None) -> argparse.Namespace:
+    """`tool` is FINETUNE or EVALUATE. ConfigError for an unknown flag or a task of the other tool."""
+    parser = Parser(prog=f"deepspeed {tool}", description="The downstream tasks from a pretrained checkpoint.")
+    parser.add_argument("task", choices=TASKS[tool], type=_task_of(tool))
     add_checkpoint_arguments(parser)
     parser.add_argument("--config", default=CONFIG, help=f"the downstream YAML (default: {CONFIG})")
     parser.add_argument(
         "--ds_config",
         default="configs/zero3.json",
-        help="DeepSpeed's JSON; classification only (default: ZeRO-3)",
+        help="DeepSpeed's JSON, for what trains (default: ZeRO-3)",
     )
-    parser.add_argument(
-        "--resume", default="none", metavar="auto|none|PATH", help="classification only, as in pretraining"
-    )
+    parser.add_argument("--resume", default="none", metavar="auto|none|PATH", help="for what trains, as in pretraining")
     parser.add_argument("--out", help="folder of the result (default: OUTPUT_DIR/NAME/TASK-STAGE)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the YAML")
     return parser.parse_intermixed_args(arguments)
+
+
+def _task_of(tool: str) -> Callable[[str], str]:
+    """Refuses a task that another tool does with a line that names that tool."""
+
+    def task(word: str) -> str:
+        if word == pretraining_command.TASK:
+            raise argparse.ArgumentTypeError(f"{word} takes other flags: python {EVALUATE} {word} --checkpoint RUN")
+        for other, tasks in TASKS.items():
+            if word in tasks and word not in TASKS[tool]:
+                does = "trains nothing" if other == EVALUATE else "trains an encoder"
+                raise argparse.ArgumentTypeError(f"{word} {does}; run it with {other} {word}")
+        return word
+
+    return task
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,9 +71,11 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local_rank", type=int, default=0, help="set by the launcher")
 
 
-def main() -> int:
+def main(tool: str) -> int:
     """Run and return the exit code; errors in the input are one line on rank 0's stderr."""
-    return guarded(lambda: _run(parse()))
+    if tool == EVALUATE and pretraining_command.is_asked(sys.argv[1:]):
+        return guarded(pretraining_command.run)
+    return guarded(lambda: _run(parse(tool)))
 
 
 def shards_of(arguments: argparse.Namespace, pretrained) -> str:
@@ -72,9 +95,9 @@ def _run(arguments: argparse.Namespace) -> int:
     settings = downstream_settings.load(path, arguments.overrides)
     ds = ds_config.read(find_file(arguments.ds_config))
     settings = ds_config.merge(ds, settings, str(path), given_keys(path, arguments.overrides))
-    if arguments.task == "all" and (arguments.out or arguments.untrained):
+    if arguments.task == ALL and (arguments.out or arguments.untrained):
         raise ValueError("task all takes neither --out nor --untrained: it writes every stage under OUTPUT_DIR/NAME")
-    if arguments.task not in ("classification", "all") and arguments.resume != "none":
+    if arguments.task in EVALUATED and arguments.resume != "none":
         raise ValueError(f"--resume {arguments.resume}: {arguments.task} trains nothing to go on with; leave it out")
     relaunch = Relaunch()
     runtime.start_process_group()
@@ -87,9 +110,9 @@ def _run(arguments: argparse.Namespace) -> int:
     evaluation = Evaluation(settings, shards_of(arguments, pretrained))
     stage = stage_of(pretrained, arguments.untrained)
     code = 0
-    if arguments.task == "all":
+    if arguments.task == ALL:
         code = _all(arguments, evaluation, ds, pretrained, relaunch)
-    elif arguments.task == "classification":
+    elif arguments.task in TRAINED:
         code, _ = _classification(arguments, evaluation, ds, pretrained, stage, relaunch)
     else:
         _evaluate(arguments.task, arguments, evaluation, pretrained, stage)

@@ -1,6 +1,7 @@
-"""tools/finetune.py from its arguments to its exit code, with the work itself left out."""
+"""tools/finetune.py and tools/evaluate.py from arguments to exit code, with the work itself left out."""
 
 import signal
+import sys
 from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 from m5ds.config import ConfigError
-from m5ds.downstream import command
+from m5ds.downstream import command, pretraining_command
+from m5ds.downstream.command import EVALUATE, FINETUNE
 from m5ds.downstream.embed import pretrained as pretraining
 from m5ds.downstream.finetuning import classifier
 from m5ds.downstream.finetuning import job as finetune
@@ -58,7 +60,7 @@ def made(task="clustering", stage="pretrain", settings=None, tables=()):
 
 
 def test_flags_have_their_documented_defaults_and_stand_anywhere():
-    found = vars(command.parse(["all", "--checkpoint", "runs/a"]))
+    found = vars(command.parse(FINETUNE, ["all", "--checkpoint", "runs/a"]))
     assert found == {
         "task": "all",
         "checkpoint": "runs/a",
@@ -73,14 +75,33 @@ def test_flags_have_their_documented_defaults_and_stand_anywhere():
         "overrides": [],
     }
     words = ["--local_rank=2", "--untrained", "clustering", "a=1", "--traceback", "--checkpoint", "x", "b=2"]
-    given = command.parse([*words, "--shards", "s", "--config", "c", "--ds_config", "d", "--resume", "r", "--out", "o"])
+    words += ["--shards", "s", "--config", "c", "--ds_config", "d", "--resume", "r", "--out", "o"]
+    given = command.parse(EVALUATE, words)
     assert (given.local_rank, given.untrained, given.traceback, given.overrides) == (2, True, True, ["a=1", "b=2"])
     assert (given.shards, given.config, given.ds_config, given.resume, given.out) == ("s", "c", "d", "r", "o")
     for bad in (["all"], ["nothing", "--checkpoint", "x"], ["--checkpoint", "x"]):
         with pytest.raises(ConfigError, match="command line"):
-            command.parse(bad)
-    for task in ("classification", "linear_probe", "coarse_retrieval", "instance_retrieval", "clustering"):
-        assert command.parse([task, "--checkpoint", "x"]).task == task
+            command.parse(EVALUATE, bad)
+
+
+@pytest.mark.parametrize("task", ["linear_probe", "coarse_retrieval", "instance_retrieval", "clustering", "robustness"])
+def test_what_trains_nothing_is_evaluated(task):
+    assert command.parse(EVALUATE, [task, "--checkpoint", "x"]).task == task
+    with pytest.raises(ConfigError, match=f"{task} trains nothing; run it with tools/evaluate.py {task}"):
+        command.parse(FINETUNE, [task, "--checkpoint", "x"])
+
+
+def test_what_trains_an_encoder_is_finetuned_and_both_tools_do_it_all():
+    assert command.parse(FINETUNE, ["classification", "--checkpoint", "x"]).task == "classification"
+    with pytest.raises(ConfigError, match="trains an encoder; run it with tools/finetune.py classification"):
+        command.parse(EVALUATE, ["classification", "--checkpoint", "x"])
+    assert {command.parse(tool, ["all", "--checkpoint", "x"]).task for tool in (FINETUNE, EVALUATE)} == {"all"}
+
+
+@pytest.mark.parametrize("tool", [FINETUNE, EVALUATE])
+def test_the_comparison_of_runs_stands_first_since_its_flags_are_its_own(tool):
+    with pytest.raises(ConfigError, match="other flags: python tools/evaluate.py pretraining --checkpoint RUN"):
+        command.parse(tool, ["--checkpoint", "x", "pretraining"])
 
 
 def test_shards_are_those_that_are_named_or_the_runs_own():
@@ -106,7 +127,8 @@ def calls(monkeypatch):
 
 
 def run(*words):
-    return command._run(command.parse([*words, "--checkpoint", "runs/a"]))
+    tool = FINETUNE if words[0] == "classification" else EVALUATE
+    return command._run(command.parse(tool, [*words, "--checkpoint", "runs/a"]))
 
 
 def test_each_task_goes_its_way_and_its_exit_code_comes_back(calls, monkeypatch):
@@ -157,9 +179,13 @@ def test_flags_that_do_not_fit_are_refused_before_anything_starts(words, message
 
 
 def test_main_returns_the_code_of_the_run(monkeypatch):
-    monkeypatch.setattr(command, "parse", lambda: "parsed")
-    monkeypatch.setattr(command, "_run", lambda arguments: 5 if arguments == "parsed" else 6)
-    assert command.main() == 5
+    monkeypatch.setattr(command, "parse", lambda tool: f"parsed for {tool}")
+    monkeypatch.setattr(command, "_run", lambda arguments: {f"parsed for {FINETUNE}": 5}.get(arguments, 6))
+    monkeypatch.setattr(pretraining_command, "run", lambda: 7)
+    for words in (["all"], ["--local_rank=1", "pretraining"]):
+        monkeypatch.setattr(sys, "argv", ["tool", *words])
+        assert command.main(FINETUNE) == 5
+        assert command.main(EVALUATE) == (6 if words == ["all"] else 7)
 
 
 @pytest.fixture

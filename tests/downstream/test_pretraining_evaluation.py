@@ -151,7 +151,7 @@ def test_a_hugging_face_directory_is_refused(exported):
 
 
 def test_the_number_of_decoding_threads_reaches_every_split(monkeypatch):
-    """`tools/evaluate_run.py --threads` was taken and dropped on the way."""
+    """The tool's flag was taken and dropped on the way."""
     opened = []
 
     class Opened:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def run(place, monkeypatch, capfd):
     return run
 
 
-def finetune(task, *more, checkpoint="model", shards="labelled"):
+def task_of(task, *more, checkpoint="model", shards="labelled"):
     config = str(ROOT / "configs/downstream/base.yaml")
     flags = ["--config", config, "--ds_config", str(ROOT / "configs/zero3.json"), "--checkpoint", checkpoint]
     given = ["--shards", shards] if shards else []
@@ -69,29 +70,29 @@ def finetune(task, *more, checkpoint="model", shards="labelled"):
 
 
 TEXTS = ("instance_retrieval.query_modalities=[text]", "instance_retrieval.gallery_modalities=[text]")
-FINETUNE = {
+TASKS = {
     "labels absent, classification": (
-        finetune("classification", shards="unlabelled"),
+        task_of("classification", shards="unlabelled"),
         "unlabelled: labels absent: none of the 32 training products has one; build the shards from a catalogue",
     ),
     "labels absent, probe": (
-        finetune("linear_probe", "linear_probe.inverse_regularization=[1.0]", shards="unlabelled"),
+        task_of("linear_probe", "linear_probe.inverse_regularization=[1.0]", shards="unlabelled"),
         "linear_probe on test of unlabelled: unlabelled: labels absent: none of the 32 training products has one",
     ),
     "no split to choose the probe's strength on": (
-        finetune("linear_probe"),
+        task_of("linear_probe"),
         "there is no split validation to choose linear_probe.inverse_regularization on; give linear_probe.inverse_reg",
     ),
     "no split to choose on, all tasks": (
-        finetune("all", "classification.patience=0"),
+        task_of("all", "classification.patience=0"),
         "there is no split validation to choose linear_probe.inverse_regularization on; give linear_probe.inverse_reg",
     ),
     "a probe of nothing": (
-        finetune("linear_probe", "linear_probe.inverse_regularization=[]"),
+        task_of("linear_probe", "linear_probe.inverse_regularization=[]"),
         "linear_probe.inverse_regularization: ",
     ),
     "too few labels to probe": (
-        finetune(
+        task_of(
             "linear_probe",
             "linear_probe.inverse_regularization=[1.0]",
             "linear_probe.label_fractions=[1.0e-6]",
@@ -100,91 +101,92 @@ FINETUNE = {
         "linear_probe.label_fractions: a draw of 0 labels holds 0 categories, a probe needs two; ask for a larger",
     ),
     "labels absent, retrieval": (
-        finetune("coarse_retrieval", shards="unlabelled"),
+        task_of("coarse_retrieval", shards="unlabelled"),
         "coarse_retrieval on test of unlabelled: queries: none of the 8 products has a label; build",
     ),
     "labels absent, clustering": (
-        finetune("clustering", shards="unlabelled"),
+        task_of("clustering", shards="unlabelled"),
         "clustering on test of unlabelled: clustering: none of the 8 products has a label",
     ),
     "labels absent, robustness": (
-        finetune("robustness", "robustness.subsets=false", "robustness.by_modality=false", shards="unlabelled"),
+        task_of("robustness", "robustness.subsets=false", "robustness.by_modality=false", shards="unlabelled"),
         "no condition could be scored: queries: none of the 8 products has a label; build the shards",
     ),
     "a class with one product": (
-        finetune("classification", shards="lonely"),
+        task_of("classification", shards="lonely"),
         "lonely: 1 of 5 categories have fewer than 2 training products (first: 'lonely'); set"
         " classification.rare_classes=drop",
     ),
     "only classes with one product": (
-        finetune("classification", "classification.rare_classes=drop", shards="unique"),
+        task_of("classification", "classification.rare_classes=drop", shards="unique"),
         "0 of 32 are left; set classification.rare_classes=keep or lower min_class_products",
     ),
-    "one class": (finetune("classification", shards="single"), "at least two categories"),
-    "one class, clustering": (finetune("clustering", shards="single"), "use shards with several"),
-    "a cluster a product": (finetune("clustering", shards="unique"), "a category of its own"),
+    "one class": (task_of("classification", shards="single"), "at least two categories"),
+    "one class, clustering": (task_of("clustering", shards="single"), "use shards with several"),
+    "a cluster a product": (task_of("clustering", shards="unique"), "a category of its own"),
     "no positives": (
-        finetune("coarse_retrieval", shards="unique"),
+        task_of("coarse_retrieval", shards="unique"),
         "none of the 8 has a positive in the gallery of 8; use a gallery that shares their labels",
     ),
     "no positives, instances": (
-        finetune("instance_retrieval", "instance_retrieval.instance=group", *TEXTS),
+        task_of("instance_retrieval", "instance_retrieval.instance=group", *TEXTS),
         "none of the 8 has a positive in the gallery",
     ),
     "empty subset of queries": (
-        finetune("coarse_retrieval", "coarse_retrieval.query_modalities=[]"),
+        task_of("coarse_retrieval", "coarse_retrieval.query_modalities=[]"),
         "query_modalities: modality subset is empty; name at least one of image, text",
     ),
     "empty subset for clustering": (
-        finetune("clustering", "clustering.modalities=[]"),
+        task_of("clustering", "clustering.modalities=[]"),
         "clustering.modalities: modality subset is empty",
     ),
     "empty subset for the classifier": (
-        finetune("classification", "classification.modalities=[]"),
+        task_of("classification", "classification.modalities=[]"),
         "classification.modalities: modality subset is empty",
     ),
     "unknown modality": (
-        finetune("clustering", "clustering.modalities=[smell]"),
+        task_of("clustering", "clustering.modalities=[smell]"),
         "clustering.modalities: modality 'smell' is not one of the model's",
     ),
     "modalities that no product has": (
-        finetune("coarse_retrieval", "coarse_retrieval.query_modalities=[video]"),
+        task_of("coarse_retrieval", "coarse_retrieval.query_modalities=[video]"),
         "queries: no product has any of video; choose other modalities",
     ),
-    "unknown task": (finetune("sorting"), "invalid choice: 'sorting' (choose from"),
-    "no such checkpoint": (finetune("clustering", checkpoint="nowhere"), "nowhere: no such checkpoint; name a run"),
-    "no checkpoint in it": (finetune("clustering", checkpoint="empty"), "empty: holds no complete checkpoint"),
-    "no shards said": (finetune("clustering", shards=""), "--shards: model does not say what it was trained on"),
-    "no such shards": (finetune("clustering", shards="nowhere"), "nowhere/manifest.json: no such file; build"),
+    "unknown task": (task_of("sorting"), "invalid choice: 'sorting' (choose from"),
+    "no such checkpoint": (task_of("clustering", checkpoint="nowhere"), "nowhere: no such checkpoint; name a run"),
+    "no checkpoint in it": (task_of("clustering", checkpoint="empty"), "empty: holds no complete checkpoint"),
+    "no shards said": (task_of("clustering", shards=""), "--shards: model does not say what it was trained on"),
+    "no such shards": (task_of("clustering", shards="nowhere"), "nowhere/manifest.json: no such file; build"),
     "no such split": (
-        finetune("clustering", "test_split=tset"),
+        task_of("clustering", "test_split=tset"),
         "labelled: no split 'tset'; they have train, test: set test_split to one of these",
     ),
     "no such configuration": (["clustering", "--checkpoint", "model", "--config", "no.yaml"], "no.yaml: no such conf"),
-    "unknown key": (finetune("clustering", "clustering.sedes=[1]"), "unknown key clustering.sedes"),
-    "no seeds": (finetune("clustering", "clustering.seeds=[]"), "clustering.seeds: "),
-    "no k": (finetune("coarse_retrieval", "coarse_retrieval.ks=[]"), "coarse_retrieval.ks: "),
-    "no protocol": (finetune("coarse_retrieval", "coarse_retrieval.protocols=[]"), "coarse_retrieval.protocols: "),
+    "unknown key": (task_of("clustering", "clustering.sedes=[1]"), "unknown key clustering.sedes"),
+    "no seeds": (task_of("clustering", "clustering.seeds=[]"), "clustering.seeds: "),
+    "no k": (task_of("coarse_retrieval", "coarse_retrieval.ks=[]"), "coarse_retrieval.ks: "),
+    "no protocol": (task_of("coarse_retrieval", "coarse_retrieval.protocols=[]"), "coarse_retrieval.protocols: "),
     "dense states of a pretrained model": (
-        finetune("clustering", "clustering.states=dense"),
+        task_of("clustering", "clustering.states=dense"),
         "states dense need a checkpoint of tools/finetune.py classification; use fused",
     ),
     "tokens of a model without": (
-        finetune("robustness", "robustness.policies=[token]"),
+        task_of("robustness", "robustness.policies=[token]"),
         "robustness.policies: token needs a model that was trained with it",
     ),
-    "nothing to resume": (finetune("clustering", "--resume", "auto"), "--resume auto: clustering trains nothing"),
+    "nothing to resume": (task_of("clustering", "--resume", "auto"), "--resume auto: clustering trains nothing"),
     "every product finds itself": (
-        finetune("instance_retrieval", "instance_retrieval.query_modalities=[text,table]"),
+        task_of("instance_retrieval", "instance_retrieval.query_modalities=[text,table]"),
         "set query_modalities and gallery_modalities to different subsets",
     ),
 }
 
 
-@pytest.mark.parametrize("name", FINETUNE)
+@pytest.mark.parametrize("name", TASKS)
 def test_bad_input_to_a_task_is_one_line_with_a_remedy(run, name):
-    arguments, message = FINETUNE[name]
-    code, lines = run(command.main, *arguments)
+    arguments, message = TASKS[name]
+    tool = command.FINETUNE if arguments[0] in ("classification", "all") else command.EVALUATE
+    code, lines = run(partial(command.main, tool), *arguments)
     assert code == 2 and len(lines) == 1, lines
     assert lines[0].startswith("error: ") and message in lines[0], lines[0]
 

@@ -75,4 +75,4 @@ def test_an_option_that_nobody_reads_is_found():
 
 def test_there_are_parsers_to_look_at():
     names = {path.name for path in files()}
-    assert {"build_shards.py", "find_leaks.py", "evaluate_run.py", "lint_shards.py", "command.py"} <= names
+    assert {"build_shards.py", "find_leaks.py", "lint_shards.py", "command.py", "pretraining_command.py"} <= names

@@ -22,7 +22,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--operation", choices=OPERATIONS, help="over the modalities (default: mean)")
     parser.add_argument("--unnormalized", action="store_true", help="leave the vectors' L2 norms as they are")
     parser.add_argument("--batch-size", type=int, default=32, help="products of a batch on each rank (default: 32)")
-    parser.add_argument("--threads", type=int, default=1, help="decoding threads of each rank (default: 1)")
+    parser.add_argument("--num-threads", type=int, default=1, help="decoding threads of each rank (default: 1)")
     plugins.add_flag(parser)
     parser.add_argument("--shard-size", type=int, default=1024, help="products of a Parquet file (default: 1024)")
     return parser.parse_args(arguments)
@@ -34,7 +34,7 @@ def main() -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    for flag in ("batch_size", "threads", "shard_size"):
+    for flag in ("batch_size", "num_threads", "shard_size"):
         if getattr(arguments, flag) < 1:
             raise ValueError(f"--{flag.replace('_', '-')} must be at least 1, got {getattr(arguments, flag)}")
     plugins.load_flagged(arguments)
@@ -62,7 +62,7 @@ def _run(arguments: argparse.Namespace) -> int:
         pretrained.model.spec,
         pretrained.tokenizer,
         batch_size=arguments.batch_size,
-        num_threads=arguments.threads,
+        num_threads=arguments.num_threads,
     )
     out = Path(arguments.out)
     written = write_embeddings(pretrained, data, options, out, arguments.shard_size)

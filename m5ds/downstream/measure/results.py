@@ -116,7 +116,7 @@ def read_result(directory: str | Path) -> tuple[Result, dict[str, Any]]:
     directory = Path(directory)
     path = directory / RESULTS
     if not path.is_file():
-        raise ValueError(f"{directory}: no {RESULTS}; name a folder that tools/finetune.py wrote")
+        raise ValueError(f"{directory}: no {RESULTS}; name a folder that tools/evaluate.py or tools/finetune.py wrote")
     try:
         tree = json.loads(path.read_text())
         values = _read_values(directory / VALUES)
@@ -133,7 +133,9 @@ def read_result(directory: str | Path) -> tuple[Result, dict[str, Any]]:
         ]
         return Result(tables=tables, **{name: tree[name] for name in _PLAIN}), tree
     except (json.JSONDecodeError, KeyError, TypeError, OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{path}: not a result of tools/finetune.py ({error!r}); run the task again") from error
+        raise ValueError(
+            f"{path}: not a result of tools/finetune.py or tools/evaluate.py ({error!r}); run the task again"
+        ) from error
 
 
 def _read_values(path: Path) -> dict[str, tuple[tuple[str, ...], dict[str, NDArray[np.float64]]]]:

@@ -55,7 +55,9 @@ def load_results(paths: Iterable[str | Path]) -> list[Loaded]:
     for path in map(Path, paths):
         files = sorted(path.rglob(RESULTS)) if path.is_dir() else []
         if not files:
-            raise ValueError(f"{path}: no {RESULTS} in or under it; name folders that tools/finetune.py wrote")
+            raise ValueError(
+                f"{path}: no {RESULTS} in or under it; name folders that tools/evaluate.py or tools/finetune.py wrote"
+            )
         for file in files:
             if file.resolve() not in found:
                 found[file.resolve()] = Loaded(file.parent, *read_result(file.parent))

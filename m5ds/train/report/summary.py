@@ -42,7 +42,7 @@ def closing(job: Job, monitor: Monitor, seconds: float, longer: str) -> str:
         f"{'checkpoint':<26}{job.checkpoints / job.last_tag if job.last_tag else 'none'}",
         f"{'curves':<26}tensorboard --logdir {shlex.quote(str(job.directory))}",
         f"{'go on longer':<26}{longer}",
-        f"{'the downstream tasks':<26}python tools/finetune.py all --checkpoint {shlex.quote(str(job.directory))}",
+        f"{'the downstream tasks':<26}python tools/evaluate.py all --checkpoint {shlex.quote(str(job.directory))}",
     ]
     return "\n".join(lines)
 

@@ -27,7 +27,7 @@ def test_flags_have_their_documented_defaults():
         "operation": None,
         "unnormalized": False,
         "batch_size": 32,
-        "threads": 1,
+        "num_threads": 1,
         "shard_size": 1024,
         "plugin": [],
     }
@@ -78,7 +78,7 @@ def test_every_flag_reaches_its_place(embed, capsys, monkeypatch):
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     words = "--untrained --shards s --split train --modalities table,image, --states contrastive --operation sum"
     _, loaded, (data, options, _, shard_size), _ = embed(
-        *words.split(), "--unnormalized", *["--batch-size", "1", "--threads", "1", "--shard-size", "1"]
+        *words.split(), "--unnormalized", *["--batch-size", "1", "--num-threads", "1", "--shard-size", "1"]
     )
     assert loaded == ("c", True) and data == (("s", "train", "spec", "tok"), {"batch_size": 1, "num_threads": 1})
     assert (options.modalities, options.states, options.operation, options.normalized) == (
@@ -88,10 +88,10 @@ def test_every_flag_reaches_its_place(embed, capsys, monkeypatch):
     assert embed("--states", "dense")[2][1].operation == "concat"
     with pytest.raises(ValueError, match="command line: plugins: 'none.py' cannot be imported"):
         embed("--plugin", "none.py")
-    assert embed("--threads", "4", "--batch-size", "5")[2][0][1] == {"batch_size": 5, "num_threads": 4}
+    assert embed("--num-threads", "4", "--batch-size", "5")[2][0][1] == {"batch_size": 5, "num_threads": 4}
 
 
-@pytest.mark.parametrize("flag", ["--batch-size", "--threads", "--shard-size"])
+@pytest.mark.parametrize("flag", ["--batch-size", "--num-threads", "--shard-size"])
 def test_counts_below_one_are_refused_before_anything_starts(embed, flag):
     with pytest.raises(ValueError, match=f"{flag} must be at least 1, got 0"):
         embed(flag, "0")

@@ -282,7 +282,7 @@ def test_the_closing_lines_add_up_time_and_memory(monkeypatch, tmp_path):
         "checkpoint": " " * 14 + str(folder / "checkpoints/step-00000007"),
         "curves": " " * 18 + f"tensorboard --logdir '{folder}'",
         "go on longer": " " * 12 + "train longer",
-        "the downstream tasks": " " * 4 + f"python tools/finetune.py all --checkpoint '{folder}'",
+        "the downstream tasks": " " * 4 + f"python tools/evaluate.py all --checkpoint '{folder}'",
     }
     stopped = summary.stopped(job, "SIGTERM", "again").splitlines()
     assert stopped == [
