@@ -1,115 +1,28 @@
 """The loader end to end: synthetic catalogue, real shards, real decoders, real tokenizer."""
 
-import gc
 import io
 import json
-import threading
-import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from loader_cases import DATA, INPUTS, G, products, step_products, take
 
 from m5ds import modality
-from m5ds.config import DataConfig, ModalityConfig, TokenizerConfig
-from m5ds.data.batches.loader import Loader
+from m5ds.config import ModalityConfig
 from m5ds.data.batches.micro_batch import MicroBatchMaker
 from m5ds.data.batches.order import Order, deal
-from m5ds.data.batches.prefetch import THREADS
-from m5ds.data.catalogue.quickstart import prepare_quickstart
-from m5ds.data.decode.decoder import Decoder
 from m5ds.data.shards.build import BuildOptions, build_shards
 from m5ds.data.shards.manifest import CorruptShardError
-from m5ds.data.shards.reader import Media, ShardReader
+from m5ds.data.shards.reader import ShardReader
 from m5ds.data.tokenizer import load_tokenizer, train_tokenizer
 from m5ds.inputs import (
-    AudioPatches,
     FeatureRows,
-    ImagePatches,
     RegionFeatures,
-    TablePairs,
     TextTokens,
-    VideoTubes,
 )
 from m5ds.kernels.common.philox import EVALUATION_DRAW
-
-INPUTS = {
-    "image": ImagePatches(size=24, patch=12),
-    "text": TextTokens(max_tokens=24),
-    "table": TablePairs(max_tokens=32),
-    "video": VideoTubes(frames=2, size=16, patch=16),
-    "audio": AudioPatches(seconds=0.6, num_mels=20, patch_mels=20),
-}
-MODALITIES = {name: ModalityConfig(input=spec, embedder="any", head="any") for name, spec in INPUTS.items()}
-DATA = DataConfig(
-    quickstart_products=60,
-    tokenizer=TokenizerConfig(vocab_size=600),
-    chunk_size=4,
-    window_chunks=3,
-    modality_dropout=0.1,
-)
-G = 12
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    return prepare_quickstart(DATA, tmp_path_factory.mktemp("quickstart"))
-
-
-@pytest.fixture(scope="module")
-def decoder():
-    return Decoder(device="cpu")
-
-
-@pytest.fixture
-def make(prepared, decoder):
-    """Builds loaders and closes them."""
-    loaders = []
-
-    def build(split="train", data=DATA, modalities=MODALITIES, shards=None, tokenizer=None, decode=decoder, **options):
-        options = {"seed": 5, "global_batch_size": G} | options
-        loader = Loader(
-            data,
-            modalities,
-            ShardReader(shards or prepared / "shards", split),
-            tokenizer or load_tokenizer(prepared / "tokenizer"),
-            decode,
-            **options,
-        )
-        loaders.append(loader)
-        return loader
-
-    yield build
-    for loader in loaders:
-        loader.close()
-
-
-def products(batch):
-    """Everything the model sees of each product, as comparable values, in batch order."""
-    starts = dict.fromkeys(batch.modalities, 0)
-    seen = []
-    for b, name in enumerate(batch.ids):
-        rows = {}
-        for m, (modality_name, packed) in enumerate(batch.modalities.items()):
-            length, start = int(packed.length_B[b]), starts[modality_name]
-            starts[modality_name] += length
-            assert bool(batch.present_BM[b, m]) == (length > 0)
-            for field in ("position_N", "unit_N", "part_N", "values_NF", "token_N", "geometry_N5"):
-                tensor = getattr(packed, field)
-                if tensor is not None:
-                    rows[modality_name, field] = tensor[start : start + length].numpy().tobytes()
-        seen.append((name, int(batch.product_B[b]), int(batch.draw_B[b]), int(batch.label_B[b]), tuple(rows.items())))
-    assert all(starts[name] == packed.num_rows for name, packed in batch.modalities.items())
-    return seen
-
-
-def step_products(step):
-    return [product for batch in step.micro_batches for product in products(batch)]
-
-
-def take(loader, num_steps, position=0):
-    return list(loader.steps(position, num_steps))
 
 
 def test_a_global_batch_is_the_same_whatever_the_world_size_and_accumulation(make):
@@ -210,93 +123,6 @@ def test_evaluation_sees_the_split_once_in_order_and_pads_the_last_batch(make):
         assert padding == len(ranks[0]) * 16 - len(stored)
 
 
-def test_damaged_files_become_recorded_absences(make, prepared):
-    """The catalogue has one damaged picture, clip and sound; a second picture stands in where there is one."""
-    data = replace(DATA, modality_dropout=0.0)
-    bad, seen, num_decoded = [], {}, 0
-    for split in ("train", "validation"):
-        for step in make(split=split, data=data, training=False).evaluation_steps():
-            bad += step.bad_media
-            num_decoded += step.num_decoded
-            for batch in step.micro_batches:
-                seen |= dict(zip(batch.ids, batch.present_BM.tolist(), strict=True))
-    items = [json.loads(line) for line in (prepared / "catalogue/items.jsonl").read_text().splitlines()]
-    by_id = {item["id"]: item for item in items}
-    kinds = [entry.member.split(".")[1] for entry in bad]
-    assert sorted(kinds) == ["audio", "image", "video"]
-    assert all(entry.reason for entry in bad)
-    lost = {(entry.product_id, kind) for entry, kind in zip(bad, kinds, strict=True)}
-    for name, item in by_id.items():
-        declared = {
-            "image": bool(item["images"]),
-            "text": bool(item["title"]),
-            "table": bool(item["attributes"]),
-            "video": bool(item["videos"]),
-            "audio": bool(item["audios"]),
-        }
-        for m, modality_name in enumerate(INPUTS):
-            spare = modality_name == "image" and len(item["images"]) > 1
-            expected = declared[modality_name] and ((name, modality_name) not in lost or spare)
-            assert seen[name][m] == expected, (name, modality_name)
-    firsts = sum(bool(item[field]) for item in items for field in ("images", "videos", "audios"))
-    assert num_decoded == firsts + sum(kind == "image" and len(by_id[name]["images"]) > 1 for name, kind in lost)
-
-
-def test_the_products_next_file_is_tried_and_every_bad_one_recorded_once(prepared, decoder):
-    reader = ShardReader(prepared / "shards", "train")
-    stored = (reader.read(0, index) for index in range(reader.num_products))
-    good = next(product for product in stored if "image" in product.present and "video" in product.present)
-    picture = good.media["image"][0]
-    junk = [replace(picture, name=f"junk.image.{number}.jpg", data=b"junk" * 50) for number in range(2)]
-    maker = MicroBatchMaker({"image": INPUTS["image"]}, load_tokenizer(prepared / "tokenizer"), decoder)
-    mixed = replace(good, media={"image": [*junk, picture]})
-    made = maker.make([mixed, replace(good, media={"image": junk})], [0, 0])
-    assert made.batch.present_BM.tolist() == [[True], [False]]
-    assert sorted(bad.member for bad in made.bad_media) == sorted([media.name for media in junk] * 2)
-    assert made.num_decoded == 5
-    alone = maker.make([replace(good, media={"image": [picture]})], [0])
-    assert torch.equal(made.batch.modalities["image"].values_NF, alone.batch.modalities["image"].values_NF)
-
-
-def test_a_batch_whose_every_file_is_damaged_is_all_absences(prepared, decoder):
-    """Reshaping zero clips into tubes once crashed the loader."""
-    product = ShardReader(prepared / "shards", "train").read(0, 0)
-    media = {name: [Media(f"junk.{name}", b"junk" * 50)] for name in ("image", "video", "audio")}
-    damaged = replace(product, media=media, present=frozenset(media))
-    made = MicroBatchMaker(INPUTS, load_tokenizer(prepared / "tokenizer"), decoder).make([damaged] * 2, [0, 0])
-    assert not made.batch.present_BM.any() and made.batch.num_tokens == 0
-    assert len(made.bad_media) == made.num_decoded == 6
-
-
-def test_the_description_follows_the_title_unless_the_input_leaves_it_out(prepared, decoder):
-    reader, tokenizer = ShardReader(prepared / "shards", "train"), load_tokenizer(prepared / "tokenizer")
-    product = replace(reader.read(0, 0), title="red shirt", description="a soft blue bag", present=frozenset({"text"}))
-
-    def tokens(**options):
-        maker = MicroBatchMaker({"text": TextTokens(max_tokens=24, **options)}, tokenizer, decoder)
-        return maker.make([product], [0]).batch.modalities["text"].token_N.tolist()
-
-    title, description = (tokenizer.encode(text) for text in (product.title, product.description))
-    assert tokens() == [tokenizer.cls_id, *title, *description, tokenizer.sep_id]
-    assert tokens(use_description=False) == [tokenizer.cls_id, *title, tokenizer.sep_id]
-
-
-def test_products_without_text_or_attributes_lack_those_modalities(prepared, decoder):
-    reader, tokenizer = ShardReader(prepared / "shards", "train"), load_tokenizer(prepared / "tokenizer")
-    product = replace(reader.read(0, 0), title="", description="", attributes=[], present=frozenset({"text", "table"}))
-    made = MicroBatchMaker(INPUTS, tokenizer, decoder).make([product, None], [0, EVALUATION_DRAW])
-    assert not made.batch.present_BM.any()
-    assert made.batch.num_tokens == 0 and made.batch.ids == [product.id, ""]
-
-
-def test_only_the_models_modalities_are_decoded(make):
-    chosen = {"audio": MODALITIES["audio"], "text": MODALITIES["text"]}
-    step = take(make(modalities=chosen, data=replace(DATA, modality_dropout=0.0)), 1)[0]
-    batch = step.micro_batches[0]
-    assert list(batch.modalities) == ["text", "audio"] and batch.present_BM.shape == (G, 2)
-    assert step.num_decoded == int(batch.present_BM[:, 1].sum()) + len(step.bad_media)
-
-
 def test_rows_are_dealt_nearly_equally_to_the_ranks(make):
     data = replace(DATA, modality_dropout=0.0)
     loads = [
@@ -339,64 +165,6 @@ def test_steps_say_where_they_are(make):
     assert take(loader, 0) == []
     evaluation = list(make(training=False).evaluation_steps())
     assert {step.epoch for step in evaluation} == {0}
-
-
-class Blocking:
-    """A decoder that waits for a gate, and then fails if told to."""
-
-    def __init__(self, decoder, error=None):
-        self.gate, self.error, self.decoder = threading.Event(), error, decoder
-
-    def __getattr__(self, name):
-        def call(*arguments):
-            assert self.gate.wait(30)
-            if self.error is not None:
-                raise self.error
-            return getattr(self.decoder, name)(*arguments)
-
-        return call
-
-
-def loader_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith(THREADS)]
-
-
-def test_an_error_in_a_thread_reaches_the_consumer_and_leaves_no_thread(make, decoder):
-    failing = Blocking(decoder, error=RuntimeError("the device fell off"))
-    failing.gate.set()
-    loader = make(decode=failing, data=replace(DATA, num_threads=3))
-    with pytest.raises(RuntimeError, match="the device fell off"):
-        next(loader.steps())
-    assert not loader_threads()
-
-
-@pytest.mark.timeout(60)
-def test_leaving_early_ends_the_threads(make):
-    for step in make(data=replace(DATA, num_threads=3, prefetch_steps=4)).steps():
-        assert step.micro_batches
-        break
-    gc.collect()
-    assert not loader_threads()
-    loader = make()
-    iterator = loader.steps()
-    next(iterator)
-    loader.close()
-    assert not loader_threads()
-    with pytest.raises(StopIteration):
-        next(iterator)
-
-
-def test_waiting_is_measured_and_work_is_done_ahead(make, decoder):
-    slow = Blocking(decoder)
-    loader = make(decode=slow, data=replace(DATA, prefetch_steps=2))
-    threading.Timer(0.3, slow.gate.set).start()
-    iterator = loader.steps(num_steps=3)
-    assert next(iterator).wait_seconds > 0.2
-    deadline = time.monotonic() + 30
-    while len(loader._plans) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.5)
-    assert next(iterator).wait_seconds < 0.2
 
 
 def test_a_corrupt_shard_stops_the_run_instead_of_becoming_an_absence(make, tmp_path, prepared):

@@ -3,9 +3,12 @@
 import hashlib
 import io
 import json
+import shutil
 import tarfile
+import wave
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from catalogue_cases import record, write_catalogue
@@ -14,8 +17,11 @@ from m5ds import files
 from m5ds.data.catalogue import synthetic_media
 from m5ds.data.catalogue.records import CatalogueError, read_catalogue
 from m5ds.data.shards import writer as shard_writer
+from m5ds.data.shards.build import BuildOptions, build_shards
+from m5ds.data.shards.lint import lint_shards
 from m5ds.data.shards.manifest import read_index
 from m5ds.data.shards.plan import _spool_line
+from m5ds.data.shards.records import iterate_records
 from m5ds.data.shards.shared_media import content_hash
 from m5ds.data.shards.writer import _add_sound_of_clips, _HashedFile, _read_media, _suffix, has_sound, write_shard
 from m5ds.kernels.common.philox import product_hash
@@ -166,3 +172,60 @@ def test_a_hashed_file_is_a_file_for_writing_that_stays_open_below():
     assert file.digest.hexdigest() == hashlib.sha256(b"abcde").hexdigest()
     file.close()
     assert file.closed and not below.closed
+
+
+def clip(with_sound: bool) -> bytes:
+    data = io.BytesIO()
+    with av.open(data, "w", format="matroska") as container:
+        video = container.add_stream("mjpeg", rate=10)
+        video.width = video.height = 16
+        video.pix_fmt = "yuvj420p"
+        sound = container.add_stream("pcm_s16le", rate=8000) if with_sound else None
+        for _ in range(3):
+            frame = av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), "rgb24")
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        if sound is not None:
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
+            samples.sample_rate = 8000
+            container.mux([*sound.encode(samples), *sound.encode(None)])
+    return data.getvalue()
+
+
+def test_sound_of_a_clip_is_declared_as_audio_only_on_request_and_only_where_it_is(tmp_path):
+    items = [record(number, videos=["media/v.mkv"], share_group=number) for number in range(4)]
+    path = write_catalogue(tmp_path / "c", items)
+    silent, sounding = clip(False), clip(True)
+    wav = io.BytesIO()
+    with wave.open(wav, "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(b"\0\0" * 100)
+    items = [
+        record(0, videos=["media/silent.mkv", "media/sound.mkv"], share_group=0),
+        record(1, videos=["media/silent.mkv"], share_group=1),
+        record(2, videos=["media/junk.mp4"], share_group=2),
+        record(3, videos=["media/sound.mkv"], audios=["media/own.wav"], share_group=3),
+    ]
+    path = write_catalogue(tmp_path / "c", items)
+    for name, data in (
+        ("silent.mkv", silent),
+        ("sound.mkv", sounding),
+        ("own.wav", wav.getvalue()),
+        ("junk.mp4", b"x"),
+    ):
+        (tmp_path / "c/media" / name).write_bytes(data)
+
+    def audio(**options):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        manifest = build_shards(path, tmp_path / "out", BuildOptions(**options))
+        assert list(lint_shards(str(tmp_path / "out"))) == []
+        items = [item for split in manifest.splits for item in iterate_records(str(tmp_path / "out"), manifest, split)]
+        return {item["id"]: [name.split(".", 1)[1] for name in item["media"].get("audio", [])] for item in items}
+
+    assert audio() == {"shop/0": [], "shop/1": [], "shop/2": [], "shop/3": ["audio.0.wav"]}
+    assert audio(audio_from_video=True) == {
+        "shop/0": ["audio.0.mkv"],
+        "shop/1": [],
+        "shop/2": [],
+        "shop/3": ["audio.0.wav"],
+    }
