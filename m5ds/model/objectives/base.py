@@ -90,6 +90,8 @@ class ObjectiveContext:
 class Objective(nn.Module):
     """Base of all objectives; `register` makes one known. Subclasses set `terms` and override the three methods."""
 
+    kind: ClassVar[str]
+    """The name that it is registered under."""
     config_class: ClassVar[type]
     """A strict pydantic dataclass: what the YAML may say under `model.objectives.NAME`, apart from `kind`."""
     masked_input: ClassVar[bool] = False
@@ -141,6 +143,7 @@ def register(kind: str) -> Callable[[type[Objective]], type[Objective]]:
     """Make an objective known to `model.objectives.NAME.kind`."""
 
     def add(objective: type[Objective]) -> type[Objective]:
+        objective.kind = kind
         _KINDS[kind] = objective
         return objective
 

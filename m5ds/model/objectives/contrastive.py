@@ -47,6 +47,7 @@ class Contrastive(PairObjective):
 
     def __init__(self, config: ContrastiveConfig, context: ObjectiveContext) -> None:
         super().__init__(config, context)
+        self.name = context.name
         self.by_group = config.positives == "group"
         self.global_loss = InfoNCE(self.pairs)
         self.initial_log_scale = math.log(1.0 / config.temperature)
@@ -59,7 +60,9 @@ class Contrastive(PairObjective):
         return self.initial_log_scale if name == "logit_scale" else None
 
     def logged_parameters(self) -> dict[str, tuple[nn.Parameter, Callable[[Tensor], Tensor]]]:
-        return {"contrastive/temperature": (self.logit_scale, lambda value: torch.exp(-value))} if self.learned else {}
+        if not self.learned:
+            return {}
+        return {f"{self.name}/temperature": (self.logit_scale, lambda value: torch.exp(-value))}
 
     def forward(self, states: States, weights: TermWeights, coefficient_K: Tensor, pool: Pool | None) -> Tensor:
         """Mean of both directions of each pair."""

@@ -29,16 +29,18 @@ class PairObjective(Objective):
     """Base of objectives that compare the projected unimodal summaries of two modalities; a term each pair."""
 
     family: ClassVar[str]
-    """Ahead of the slash in the terms' names."""
+    """Ahead of the slash in the terms' names, where the objective has the name of its kind; else its name is."""
 
     def __init__(self, config: PairConfig, context: ObjectiveContext) -> None:
         super().__init__()
         names = context.model.spec.modality_names
         named = chosen_pairs(config.pairs, context.model.spec, context.name)
         self.pair_names = named
+        # Two objectives of one kind must not share the names of their losses.
+        family = self.family if context.name == self.kind else context.name
         self.pairs: Pairs = tuple((names.index(first), names.index(second)) for first, second in named)
         self.terms = tuple(
-            Term(name=f"{self.family}/{first}-{second}", modalities=pair, weight=config.weight)
+            Term(name=f"{family}/{first}-{second}", modalities=pair, weight=config.weight)
             for (first, second), pair in zip(named, self.pairs, strict=True)
         )
 

@@ -45,6 +45,7 @@ class Sigmoid(PairObjective):
 
     def __init__(self, config: SigmoidConfig, context: ObjectiveContext) -> None:
         super().__init__(config, context)
+        self.name = context.name
         self.by_group = config.positives == "group"
         self.global_loss = SigmoidLoss(self.pairs)
         self.initial = {"logit_scale": math.log(1.0 / config.temperature), "logit_bias": config.bias}
@@ -57,8 +58,8 @@ class Sigmoid(PairObjective):
 
     def logged_parameters(self) -> dict[str, tuple[nn.Parameter, Callable[[Tensor], Tensor]]]:
         return {
-            "sigmoid/temperature": (self.logit_scale, lambda value: torch.exp(-value)),
-            "sigmoid/bias": (self.logit_bias, lambda value: value),
+            f"{self.name}/temperature": (self.logit_scale, lambda value: torch.exp(-value)),
+            f"{self.name}/bias": (self.logit_bias, lambda value: value),
         }
 
     def forward(self, states: States, weights: TermWeights, coefficient_K: Tensor, pool: Pool | None) -> Tensor:

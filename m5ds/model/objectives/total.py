@@ -25,14 +25,22 @@ class Objectives(nn.ModuleDict):
 
     @classmethod
     def of(cls, config: M5Config, token_table: Callable[[str], nn.Parameter | None]) -> "Objectives":
-        """ValueError for an objective that the model cannot serve."""
-        return cls(
+        """ValueError for an objective that the model cannot serve, and where two have a loss of one name."""
+        made = cls(
             {
                 name: objective(spec, ObjectiveContext(name=name, model=config, token_table=token_table))
                 for name, (objective, spec) in specs(config.spec.objectives).items()
                 if objective.wanted(name, spec, config)
             }
         )
+        owner: dict[str, str] = {}
+        for name, objective in made.chosen():
+            for term in objective.terms:
+                if owner.setdefault(term.name, name) != name:
+                    raise ValueError(
+                        f"model.objectives.{name} and {owner[term.name]} both have a loss {term.name}; leave one out"
+                    )
+        return made
 
     def __getitem__(self, name: str) -> Objective:
         objective = super().__getitem__(name)

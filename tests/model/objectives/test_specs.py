@@ -98,6 +98,18 @@ def test_two_objectives_of_one_kind_have_their_own_parameters_and_weights(tmp_pa
     assert model.objectives["second"].terms[0].weight == 0.5
 
 
+def test_two_objectives_of_one_kind_never_share_a_name(tmp_path):
+    """A shared name would show one loss and divide both by one count."""
+    model = build(
+        tiny_spec(tmp_path, "objectives.second={kind: contrastive, pairs: [[image, text]], temperature: 0.5}")
+    )
+    assert [term.name for term in model.objectives["second"].terms] == ["second/image-text"]
+    shown = [name for _, one in model.objectives.chosen() for name in one.logged_parameters()]
+    assert shown == ["contrastive/temperature", "second/temperature"]
+    with pytest.raises(ValueError, match=r"model.objectives.again and masked both have a loss mrp; leave one out"):
+        build(tiny_spec(tmp_path, "objectives.again={kind: masked}"))
+
+
 def test_a_model_without_masks_or_pairs_has_no_such_objective(tmp_path):
     ratios = [f"modalities.{name}.mask_ratio=0.0" for name in ("image", "text", "table", "video", "audio")]
     assert list(build(tiny_spec(tmp_path, *ratios)).objectives) == ["contrastive"]
