@@ -1,7 +1,7 @@
 """Time the ops against their torch peers.
 
     python kernels/benchmarks/run.py [--op NAME] [--quick | --short | --full] [--repeats N] [--csv FILE] [--plot FOLDER]
-    python kernels/benchmarks/run.py --tables CSV [CSV ...] [--page FILE]
+    python kernels/benchmarks/run.py --tables FILE.csv ... [--page FILE]
 
 On a GPU: wall time (p20, p50, p80) and peak memory of forward, backward and both. On a CPU: CPU time of one thread for
 the CPU paths, and for each case the kernels' closed-form GPU traffic with its roofline bound: a bound, not a
