@@ -86,15 +86,20 @@ def test_names_of_the_package_are_defined(page: Page):
 
 
 @EVERY_PAGE
-def test_quoted_definitions_are_those_of_the_code(page: Page):
-    """A block of Python that begins with `# path/of/a/file.py` quotes it: bodies are `...`, the rest is verbatim."""
+def test_quotations_are_those_of_the_code(page: Page):
+    """A block of Python that begins with `# path/of/a/file.py` quotes it.
+
+    Definitions have `...` for bodies; parameters, results and annotations are the file's, as are other statements.
+    """
     for block in page.blocks("python"):
         if not (match := re.match(r"# (\S+\.py)\n", block)):
             continue
-        true = _definitions(parsed(match[1]))
-        quoted = _definitions(ast.parse(block))
-        assert quoted, f"{match[1]}: the block quotes nothing"
-        assert {name: true.get(name) for name in quoted} == quoted
+        code, quoted = parsed(match[1]), ast.parse(block)
+        true, said = _definitions(code), _definitions(quoted)
+        assert {name: true.get(name) for name in said} == said
+        statements = {ast.unparse(node) for node in ast.walk(code) if isinstance(node, ast.stmt)}
+        defining = (ast.FunctionDef, ast.ClassDef, ast.AnnAssign)
+        assert {ast.unparse(node) for node in quoted.body if not isinstance(node, defining)} <= statements
 
 
 def _definitions(tree: ast.AST, prefix: str = "") -> dict[str, str]:
@@ -192,7 +197,7 @@ CHECKS = {
     test_pages_are_named_by_links: "see model.md",
     test_paths_exist: "`m5ds/nowhere.py`",
     test_names_of_the_package_are_defined: "`m5ds.batch.Nothing`",
-    test_quoted_definitions_are_those_of_the_code: "```python\n# m5ds/hub.py\ndef f() -> None: ...\n```",
+    test_quotations_are_those_of_the_code: "```python\n# m5ds/hub.py\ndef f() -> None: ...\n```",
     test_calls_in_backticks_fit_the_functions_parameters: "`deal(costs, slots)`",
     test_commands_use_flags_that_their_programs_have: "```\npython tools/export.py \\\n    --nothing\n```",
     test_flags_in_backticks_belong_to_some_program: "`--nothing`",
@@ -215,6 +220,13 @@ def test_each_check_notices_what_is_wrong(check, wrong, tmp_path):
     page.write_text(f"{RIGHT}{wrong}\n")
     with pytest.raises(AssertionError):
         check(page=Page(page))
+
+
+def test_a_quoted_statement_must_be_in_its_file(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\n# m5ds/pretrain.py\nstop_signal = train(job, stop)\n```\n")
+    with pytest.raises(AssertionError):
+        test_quotations_are_those_of_the_code(Page(page))
 
 
 def test_the_kernels_folder_is_a_package_of_m5ds():
