@@ -131,7 +131,7 @@ class HarmonyConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelConfig:
-    """The model. Every system of the paper is a file of this shape (configs/model, configs/baselines)."""
+    """The model. Every system of the paper is a file of this shape (configs/model)."""
 
     hidden_size: Positive = 768
     num_heads: Positive = 12
