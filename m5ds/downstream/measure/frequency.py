@@ -67,7 +67,7 @@ def split_by_frequency(
     """
     if (train_label < 0).all():
         raise ValueError("labels absent: no training product has a label, so classes have no frequency")
-    num_classes = int(max(label_N.max(initial=-1), train_label.max())) + 1
+    num_classes = int(np.concatenate([label_N, train_label]).max()) + 1
     group_C = frequency_group(np.bincount(train_label[train_label >= 0], minlength=num_classes), rule)
     known = label_N >= 0
     group_N = np.where(known, group_C[label_N], "")
