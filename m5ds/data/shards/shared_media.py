@@ -184,7 +184,7 @@ def _places(
     for file in files:
         split, entry = entries[file["shard"]]
         if split not in places:
-            row = read_index(directory, entry).slice(int(file["row"]), 1).to_pylist()[0]
+            (row,) = read_index(directory, entry).take([file["row"]]).to_pylist()
             places[split] = split, row["id"], row["members"][file["member"]]["name"]
     return tuple(places.values())
 

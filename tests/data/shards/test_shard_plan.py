@@ -4,9 +4,12 @@ import hashlib
 
 import numpy as np
 import pytest
+from catalogue_cases import record, write_catalogue
 
 from m5ds.data.catalogue.records import CatalogueError
+from m5ds.data.shards.build import BuildOptions, build_shards
 from m5ds.data.shards.plan import assign_splits, keyed_hash
+from m5ds.data.shards.reader import ShardReader
 
 
 def splits_of(sizes, ratios):
@@ -50,3 +53,11 @@ def test_hashes_stay_what_they_were_and_differ_by_seed_and_purpose():
     digest = hashlib.blake2b("3:order:台灯".encode(), digest_size=8).digest()
     assert keyed_hash(3, "order", "台灯") == sum(byte << (8 * i) for i, byte in enumerate(digest))
     assert len({keyed_hash(seed, purpose, "a") for seed in (0, 1) for purpose in ("order", "group")}) == 4
+
+
+def test_products_lie_in_the_order_of_their_keyed_hashes(tmp_path):
+    """The order of a shard set is a contract: another one would change every run that reads it (ORDER)."""
+    catalogue = write_catalogue(tmp_path / "catalogue", [record(number) for number in range(20)])
+    build_shards(catalogue, tmp_path / "out", BuildOptions(ratios=(1.0, 0.0, 0.0), seed=3))
+    ids = ShardReader(tmp_path / "out", "train").index(0).table["id"].to_pylist()
+    assert len(ids) == 20 and ids == sorted(ids, key=lambda name: keyed_hash(3, "order", name))
