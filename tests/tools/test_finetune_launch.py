@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 import launching  # noqa: E402
 import small_run  # noqa: E402
 
-FINETUNE, EMBED = ROOT / "tools" / "finetune.py", ROOT / "tools" / "embed.py"
+FINETUNE, EVALUATE, EMBED = (ROOT / "tools" / f"{name}.py" for name in ("finetune", "evaluate", "embed"))
 TIMEOUT = 600
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -146,7 +146,7 @@ def test_a_linear_probe_does_not_depend_on_the_number_of_ranks(jobs):
     for ranks in (1, 2):
         where = (f"output_dir={jobs.root}/out", f"name=probe-{ranks}")
         launching.run_ranks(
-            FINETUNE, ["linear_probe", "--checkpoint", str(jobs.run), *settings, *where], ranks, TIMEOUT
+            EVALUATE, ["linear_probe", "--checkpoint", str(jobs.run), *settings, *where], ranks, TIMEOUT
         )
         results.append(read_result(jobs.root / "out" / f"probe-{ranks}" / "linear_probe-pretrain")[0])
     one, two = results
