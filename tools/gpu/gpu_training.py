@@ -47,7 +47,7 @@ class Vocabulary:
 
 
 @dataclasses.dataclass(frozen=True)
-class Taken:
+class Prepared:
     """A step's micro-batches as the loader hands them over."""
 
     micro_batches: list[Batch]
@@ -86,8 +86,8 @@ class Trainer:
         for number in range(count):
             batch = self.batches[number % len(self.batches)]
             started = time.perf_counter()
-            announced = self.step.announce(Taken([batch]), 0)  # type: ignore[arg-type]
-            losses = self.step([batch.to(self.device)], announced)
+            counts = self.step.count(Prepared([batch]), 0)  # type: ignore[arg-type]
+            losses = self.step([batch.to(self.device)], counts)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             yield time.perf_counter() - started, losses
