@@ -7,7 +7,7 @@ counts query rows and N key rows, whichever side owns the tile.
 import triton
 import triton.language as tl
 
-from m5ds.kernels.cross_modal_attention.triton_common import is_seen, kept_weights
+from m5ds.kernels.cross_modal_attention.triton_common import is_seen, kept_weights, read_tile
 
 
 @triton.jit(do_not_specialize=["seed", "layer", "threshold"])
@@ -51,10 +51,7 @@ def attention_bwd_dq_kernel(
     """Also writes delta = rowsum(grad * out) for the dk/dv kernel."""
     i_tile = tl.program_id(0) // num_heads
     i_head = (tl.program_id(0) % num_heads).to(tl.int64)
-    p_tile = p_tiles + i_tile.to(tl.int64) * 5
-    own_begin, own_end = tl.load(p_tile), tl.load(p_tile + 1)
-    other_begin, other_end = tl.load(p_tile + 2), tl.load(p_tile + 3)
-    i_product = tl.load(p_tile + 4)
+    own_begin, own_end, other_begin, other_end, i_product = read_tile(p_tiles, i_tile)
 
     o_own = own_begin + tl.arange(0, BLOCK_M)
     m_own = o_own < own_end
@@ -149,10 +146,7 @@ def attention_bwd_dkdv_kernel(
     """Loops over the query rows that see the tile's keys; needs delta from the dq kernel."""
     i_tile = tl.program_id(0) // num_heads
     i_head = (tl.program_id(0) % num_heads).to(tl.int64)
-    p_tile = p_tiles + i_tile.to(tl.int64) * 5
-    own_begin, own_end = tl.load(p_tile), tl.load(p_tile + 1)
-    other_begin, other_end = tl.load(p_tile + 2), tl.load(p_tile + 3)
-    i_product = tl.load(p_tile + 4)
+    own_begin, own_end, other_begin, other_end, i_product = read_tile(p_tiles, i_tile)
 
     o_own = own_begin + tl.arange(0, BLOCK_N)
     b_row = tl.load(p_own + o_own, mask=o_own < own_end, other=-1).to(tl.int64)

@@ -8,10 +8,20 @@ import triton.language as tl
 
 from m5ds.kernels.common.philox import Stream
 from m5ds.kernels.common.philox_triton import interleaved, random_words
-from m5ds.kernels.cross_modal_attention.planning.tables import POSITION_BITS
+from m5ds.kernels.cross_modal_attention.planning.tables import POSITION_BITS, TILE_WORDS
 
 _SAME_MODALITY = tl.constexpr(1 << POSITION_BITS)
+_TILE_WORDS = tl.constexpr(TILE_WORDS)
 _STREAM = tl.constexpr(int(Stream.ATTENTION_DROPOUT))
+
+
+@triton.jit
+def read_tile(p_tiles, i_tile):
+    """The fields of tables.py's `Tile`, in their order."""
+    p_tile = p_tiles + i_tile.to(tl.int64) * _TILE_WORDS
+    own_begin, own_end = tl.load(p_tile), tl.load(p_tile + 1)
+    other_begin, other_end = tl.load(p_tile + 2), tl.load(p_tile + 3)
+    return own_begin, own_end, other_begin, other_end, tl.load(p_tile + 4)
 
 
 @triton.jit

@@ -6,7 +6,7 @@ Letters: M rows of the tile, N key rows of a step, D head dim. Log-sum-exp and s
 import triton
 import triton.language as tl
 
-from m5ds.kernels.cross_modal_attention.triton_common import is_seen, kept_weights
+from m5ds.kernels.cross_modal_attention.triton_common import is_seen, kept_weights, read_tile
 
 
 @triton.jit(do_not_specialize=["seed", "layer", "threshold"])
@@ -45,10 +45,7 @@ def attention_fwd_kernel(
 ):
     i_tile = tl.program_id(0) // num_heads
     i_head = (tl.program_id(0) % num_heads).to(tl.int64)
-    p_tile = p_tiles + i_tile.to(tl.int64) * 5
-    own_begin, own_end = tl.load(p_tile), tl.load(p_tile + 1)
-    other_begin, other_end = tl.load(p_tile + 2), tl.load(p_tile + 3)
-    i_product = tl.load(p_tile + 4)
+    own_begin, own_end, other_begin, other_end, i_product = read_tile(p_tiles, i_tile)
 
     o_own = own_begin + tl.arange(0, BLOCK_M)
     m_own = o_own < own_end

@@ -56,6 +56,17 @@ class Numbers(NamedTuple):
     has_cls: int
 
 
+class VectorSums(NamedTuple):
+    """Gradients that the backward sums over rows, in the order in which the kernel stores them, float32."""
+
+    norm_weight_D: Tensor
+    norm_bias_D: Tensor
+    mask_D: Tensor
+    cls_D: Tensor
+    part_0_D: Tensor
+    part_1_D: Tensor
+
+
 class Slab(NamedTuple):
     """One modality's slots."""
 

@@ -6,12 +6,10 @@ Letters and prefixes: triton_common.py.
 import triton
 import triton.language as tl
 
+from m5ds.kernels.embed_modalities.slots import VectorSums
 from m5ds.kernels.embed_modalities.triton_common import gather_rows, load_vector, locate, sum_of_embeddings
 
-NUM_VECTORS = 6
-"""Vectors that the backward sums over rows: norm weight, norm bias, mask, [CLS], part 0, part 1 (the last three sum to
-the modality's)."""
-
+NUM_VECTORS = len(VectorSums._fields)
 _NUM_VECTORS = tl.constexpr(NUM_VECTORS)
 
 
@@ -136,6 +134,7 @@ def embed_bwd_rows_kernel(
         if not TOKENS:
             b_grad = tl.where(masked[:, None], 0.0, b_grad)
             tl.store(p_grad_base + place, b_grad.to(p_grad_base.dtype.element_ty), mask=mask & (write_base != 0))
+    # the fields of slots.py's VectorSums in their order
     p_sums = p_grad_vectors + tl.program_id(0).to(tl.int64) * _NUM_VECTORS * width + column
     in_row = column < width
     tl.store(p_sums, b_sum_weight, mask=in_row)

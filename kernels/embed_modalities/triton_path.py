@@ -16,7 +16,7 @@ from torch import Tensor
 from m5ds.kernels.common.layout import PackedLayout
 from m5ds.kernels.embed_modalities.configurations import DTYPES, variant
 from m5ds.kernels.embed_modalities.inputs import EmbedInput
-from m5ds.kernels.embed_modalities.slots import Floats, Indices, Slab, flatten, read_slabs, slab_of
+from m5ds.kernels.embed_modalities.slots import Floats, Indices, Slab, VectorSums, flatten, read_slabs, slab_of
 from m5ds.kernels.embed_modalities.tiles import BACKWARD_ROWS, FORWARD_ROWS, TABLE_TILE, tile
 from m5ds.kernels.embed_modalities.triton_backward import NUM_VECTORS, embed_bwd_rows_kernel, embed_bwd_table_kernel
 from m5ds.kernels.embed_modalities.triton_forward import embed_fwd_kernel
@@ -218,28 +218,29 @@ def embed_backward(
         if told.has_tokens:
             seen_n = seen_N[told.content_start : told.content_start + told.content_rows]
             grad_base_ND = _table_gradient(grad_rows_ND, seen_n, values.base)
-        grads += _slab_gradients(slab, grad_base_ND, grad_rows_ND, vectors.sum(0))
+        grads += _slab_gradients(slab, grad_base_ND, grad_rows_ND, VectorSums(*vectors.sum(0)))
     return grads
 
 
-def _slab_gradients(slab: Slab, grad_base: Tensor, grad_rows_ND: Tensor, sums: Tensor) -> Floats:
+def _slab_gradients(slab: Slab, grad_base: Tensor, grad_rows_ND: Tensor, sums: VectorSums) -> Floats:
     values = slab.floats
     dtype = values.modality_D.dtype
-    weight_D, bias_D, mask_D, cls_D, *parts = sums.to(dtype)
+    parts = [sums.part_0_D, sums.part_1_D]
 
     def given(slot: Tensor, grad: Tensor) -> Tensor:
-        return grad.clone() if slot.numel() else torch.zeros_like(slot)
+        return grad.to(dtype, copy=True) if slot.numel() else torch.zeros_like(slot)
 
     return Floats(
         base=grad_base,
         position_table_PD=_table_gradient(grad_rows_ND, slab.indices.position_N, values.position_table_PD),
-        modality_D=sums[3:].sum(0).to(dtype),  # every row is a [CLS] row or of one part
+        # every row is a [CLS] row or of one part
+        modality_D=torch.stack([sums.cls_D, *parts]).sum(0).to(dtype),
         part_table_2D=given(values.part_table_2D, torch.stack(parts)),
         extra_ND=grad_rows_ND if slab.has_extra else torch.zeros_like(values.extra_ND),
-        mask_D=given(values.mask_D, mask_D),
-        cls_D=given(values.cls_D, cls_D),
-        norm_weight_D=weight_D.clone(),
-        norm_bias_D=bias_D.clone(),
+        mask_D=given(values.mask_D, sums.mask_D),
+        cls_D=given(values.cls_D, sums.cls_D),
+        norm_weight_D=sums.norm_weight_D.to(dtype, copy=True),
+        norm_bias_D=sums.norm_bias_D.to(dtype, copy=True),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from m5ds.kernels.common.layout import PackedLayout
 from m5ds.kernels.common.tiles import attention_tile, padded_head_dim
 from m5ds.kernels.cross_modal_attention.dropout import aligned
+from m5ds.kernels.cross_modal_attention.planning.tables import TILE_WORDS
 from m5ds.kernels.cross_modal_attention.spec import AttentionSpec
 
 
@@ -61,8 +62,8 @@ def attention_cost(
             pairs += own_rows * other_rows
             padded_pairs += tiles * block * steps * step
             streamed += tiles * other_rows
-            # five words a tile, own list and codes once, the other list and its codes once a tile
-            list_bytes += 4 * (tiles * 5 + own_list + own_rows + tiles * (other_list + other_rows))
+            # a tile's words, own list and codes once, the other list and its codes once a tile
+            list_bytes += 4 * (tiles * TILE_WORDS + own_list + own_rows + tiles * (other_list + other_rows))
     rows = layout.num_rows
     own_bytes, streamed_bytes = {
         "fwd": (2 * row + 4, 2 * row),

@@ -5,12 +5,13 @@ BLOCK rows of one product whose modalities see the same modalities. Short segmen
 absent or invisible segments are on no list. A list pads each key segment to a multiple of four with -1, since four
 neighbouring keys share a Philox call (dropout.py).
 
-A tile is (begin, end) in its own list, (begin, end) in the other side's list, and the product: five int32.
+A tile is five int32, named by `Tile`.
 Letters: B products, M modalities, T packed rows, N tiles.
 """
 
 import weakref
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,21 @@ POSITION_BITS = 20
 """A row's causal code is modality << POSITION_BITS | position; a row sees no row of its modality with a larger code."""
 _SHORT_TILE_SLOWDOWN = 1.6
 """Time of a score element in a short tile over that in a long one: HMMA instead of HGMMA, more re-reading of keys."""
+
+
+class Tile(NamedTuple):
+    """A row of a tile table, or its columns."""
+
+    own_begin: np.ndarray
+    own_end: np.ndarray
+    """Bounds in the list of rows that the program owns."""
+    other_begin: np.ndarray
+    other_end: np.ndarray
+    """Bounds in the list of rows that it loops over."""
+    product: np.ndarray
+
+
+TILE_WORDS = len(Tile._fields)
 
 
 @dataclass(frozen=True)
@@ -170,9 +186,10 @@ def _cut(lists: _Lists, block: int) -> np.ndarray:
         elif causal:
             # keys are seen by no query before their own first row
             other_begin = np.minimum(other_end, other_begin + begin - own_bounds[product])
-        tiles.append(np.stack([begin, end, other_begin, other_end, product], 1))
+        tiles.append(np.stack(Tile(begin, end, other_begin, other_end, product), 1))
     tiles_N5 = np.concatenate(tiles)
-    return tiles_N5[np.argsort(tiles_N5[:, 2] - tiles_N5[:, 3], kind="stable")]
+    column = Tile(*tiles_N5.T)
+    return tiles_N5[np.argsort(column.other_begin - column.other_end, kind="stable")]
 
 
 def _per_row(layout: PackedLayout, spec: AttentionSpec, length_BM: np.ndarray) -> list[np.ndarray]:
