@@ -46,11 +46,11 @@ def presence_contrastive(
     _check(features_BMD, keys_CMD, present_BM, keys_present_CM, positive_B, pairs)
     _check_factors(factors, features_BMD, len(pairs))
     _check_groups(groups, features_BMD, keys_CMD)
-    if groups is not None and path is None:
-        path = "torch"
+    if groups is not None:
+        if path == "triton":
+            raise ValueError("groups: the Triton kernels do not know them; use path torch or reference")
+        path = path or "torch"
     chosen = choose_path("presence_contrastive", features_BMD.device, path)
-    if groups is not None and chosen == "triton":
-        raise ValueError("groups: the Triton kernels do not know them; use path torch or reference")
     arguments = (features_BMD, keys_CMD, present_BM, keys_present_CM, positive_B, pairs)
     if chosen == "reference":
         return presence_contrastive_reference(*arguments, logit_scale, weights_BP, loss_weights_BP, groups)
@@ -114,7 +114,11 @@ def _check(
 
 
 def _check_groups(groups: tuple[Tensor, Tensor] | None, features_BMD: Tensor, keys_CMD: Tensor) -> None:
-    for name, value, rows in zip(("queries", "keys"), groups or (), (features_BMD, keys_CMD), strict=False):
+    if groups is None:
+        return
+    for name, value, rows in zip(("queries", "keys"), groups, (features_BMD, keys_CMD), strict=True):
+        if value.device != features_BMD.device:
+            raise ValueError(f"groups of {name} are on {value.device}, features_BMD on {features_BMD.device}")
         if value.dtype != torch.int64 or value.shape != rows.shape[:1]:
             raise ValueError(f"groups of {name} must be int64 [{rows.shape[0]}], got {value.dtype} {list(value.shape)}")
 

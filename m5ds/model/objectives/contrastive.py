@@ -35,7 +35,7 @@ class ContrastiveConfig:
     learn_temperature: bool = True
     positives: Literal["product", "group"] = "product"
     """`group`: products of one catalogue group (variants of one product) are left out of each other's denominators, so
-    that nothing pushes them apart. Shards of `build_shards --group-by-content` group byte-equal media too."""
+    that nothing pushes them apart. The group is the record's own: byte-equal media of two groups stay negatives."""
 
 
 @register("contrastive")

@@ -198,3 +198,32 @@ def test_a_bad_argument_is_named(name: str, change: object) -> None:
         presence_contrastive(**{**arguments, name: change(arguments[name])}, pairs=PAIRS_ALL)
     with pytest.raises(ValueError, match="pairs"):
         presence_contrastive(**arguments, pairs=((1, 1),))
+
+
+def test_groups_are_int64_one_a_product() -> None:
+    arguments = case(_patterns(1), slice(0, 32), num_pairs=len(PAIRS_CHAIN), dtype=torch.float32)
+    good = torch.arange(32)
+    presence_contrastive(**arguments, pairs=PAIRS_CHAIN, groups=(good, good))
+    for bad in (good[:5], good.int()):
+        with pytest.raises(ValueError, match=r"groups of keys must be int64 \[32\]"):
+            presence_contrastive(**arguments, pairs=PAIRS_CHAIN, groups=(good, bad))
+    with pytest.raises(ValueError, match="the Triton kernels do not know them"):
+        presence_contrastive(**arguments, pairs=PAIRS_CHAIN, groups=(good, good), path="triton")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_groups_agree_with_the_reference(dtype: torch.dtype) -> None:
+    """Some queries are left with no key but their own."""
+    arguments = case(_patterns(), slice(5, 42), num_pairs=len(PAIRS_ALL), dtype=dtype)
+    keys = torch.arange(64) // 7
+    keys[5:20] = 1
+    exact = {
+        name: value.detach().double().requires_grad_() if value.is_floating_point() else value
+        for name, value in arguments.items()
+    }
+    groups = (keys[5:42], keys)
+    want = presence_contrastive(**exact, pairs=PAIRS_ALL, path="reference", groups=groups)
+    got = presence_contrastive(**arguments, pairs=PAIRS_ALL, groups=groups)
+    assert (got <= presence_contrastive(**arguments, pairs=PAIRS_ALL) + 1e-4).all()
+    found = {"loss": got, **gradients(got, arguments)}
+    assert_close(found, {"loss": want, **gradients(want, exact)}, 1e-12 if dtype == torch.float64 else 1e-5)
