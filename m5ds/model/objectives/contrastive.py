@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from m5ds.inputs import STRICT
 from m5ds.kernels.presence_contrastive import presence_contrastive
-from m5ds.kernels.presence_contrastive.gradient_cache import cached_gradients
 from m5ds.model.objectives.base import ObjectiveContext, States, TermWeights, register
 from m5ds.model.objectives.pairs import PairObjective, Pairs
-from m5ds.model.objectives.pool import Cached, Gather, Pool, PoolInputs
+from m5ds.model.objectives.pool import Gather, Pool, PoolInputs
 from m5ds.model.precision import at_least_float32
 
 MAX_LOG_SCALE = math.log(100.0)
@@ -105,24 +104,3 @@ class InfoNCE:
             groups=groups,
         )
         return loss_P2.mean(1)
-
-    def cached(self, inputs: PoolInputs, coefficient_K: Tensor, gather: Gather) -> Cached:
-        """The sums and their gradients, by the two-pass gradient cache."""
-        found = cached_gradients(
-            inputs.features_BMR,
-            inputs.present_BM,
-            self._pairs,
-            inputs.scalars,
-            coefficient_K[:, None].expand(-1, 2) / 2,
-            gather=gather,
-            weights_BP=inputs.logit_weight_BK,
-            loss_weights_BP=inputs.loss_weight_BK,
-            groups=None if inputs.group_B is None else (inputs.group_B, gather.integers(inputs.group_B)),
-        )
-        gradients = {
-            "features_BMR": found.features_BMD,
-            "scalars": found.logit_scale,
-            "logit_weight_BK": found.weights_BP,
-            "loss_weight_BK": found.loss_weights_BP,
-        }
-        return Cached(found.losses_P2.mean(1), gradients)

@@ -4,12 +4,12 @@ One micro-batch a step: `Gathered` evaluates the loss on the keys of all ranks. 
 over the step's micro-batches. The first, without a graph, leaves every micro-batch's inputs in a `Collected`, whose
 `close` evaluates the loss on all of them against all ranks' and keeps the gradients. In the second, with a graph, a
 `Replayed` gives every micro-batch its share of those gradients. Masks and dropout are keyed by product, so that both
-passes see the same features. A pool serves one optimizer step; an objective calls whichever it is given.
+passes see the same features. A pool serves one optimizer step; an objective calls whichever it is given. (Gao et al.,
+"Scaling deep contrastive learning batch size under memory limited setup", RepL4NLP 2021.)
 
 B products of one micro-batch, M modalities, R the projection's width, K terms.
 """
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -42,34 +42,11 @@ class PoolInputs(NamedTuple):
 DIFFERENTIABLE = ("features_BMR", "logit_weight_BK", "loss_weight_BK", "scalars")
 
 
-@dataclass(frozen=True)
-class Cached:
-    """A loss's local sums, fp32 [K], and the gradients of their weighted sum by the name of the input."""
-
-    sums_K: Tensor
-    gradients: dict[str, Tensor | None]
-
-
 class GlobalLoss(Protocol):
     """A loss whose keys are the global batch's products."""
 
     def sums(self, inputs: PoolInputs, gather: Gather) -> Tensor:
         """Local sums, fp32 [K], with a graph. Collective in both directions."""
-
-    def cached(self, inputs: PoolInputs, coefficient_K: Tensor, gather: Gather) -> Cached:
-        """The sums and the gradients of sum(sums_K * coefficient_K). Collective."""
-
-
-def cached_by_autograd(loss: GlobalLoss, inputs: PoolInputs, coefficient_K: Tensor, gather: Gather) -> Cached:
-    """`GlobalLoss.cached` of a loss that autograd can differentiate as it stands. Collective."""
-    leaves = {
-        name: value.detach().requires_grad_() for name in DIFFERENTIABLE if (value := getattr(inputs, name)) is not None
-    }
-    with torch.enable_grad():
-        sums_K = loss.sums(inputs._replace(**leaves), gather)
-        found = torch.autograd.grad(sums_K, list(leaves.values()), coefficient_K.to(sums_K.dtype))
-    gradients: dict[str, Tensor | None] = dict.fromkeys(DIFFERENTIABLE)
-    return Cached(sums_K.detach(), gradients | dict(zip(leaves, found, strict=True)))
 
 
 class Pool(Protocol):
@@ -127,34 +104,47 @@ class Collected:
 
         scalars = self._inputs[0].scalars
         whole = {name: scalars if name == "scalars" else joined(name) for name in PoolInputs._fields}
-        cached = self._loss.cached(PoolInputs(**whole), self._coefficient_K, self._gather)  # type: ignore[arg-type]
-        return Replayed(cached)
+        inputs = PoolInputs(**whole)  # type: ignore[arg-type]
+        leaves = {name: value.requires_grad_() for name in DIFFERENTIABLE if (value := whole[name]) is not None}
+        with torch.enable_grad():
+            sums_K = self._loss.sums(inputs, self._gather)
+            found = torch.autograd.grad(sums_K, list(leaves.values()), self._coefficient_K.to(sums_K.dtype))
+        return Replayed(sums_K.detach(), dict(zip(leaves, found, strict=True)))
 
 
 class Replayed:
     """The second pass of a step with accumulation: the micro-batches come in the order of the first."""
 
-    def __init__(self, cached: Cached) -> None:
-        self._cached = cached
+    def __init__(self, sums_K: Tensor, gradients: dict[str, Tensor]) -> None:
+        """The step's sums, and the gradients of sum(sums_K * coefficient_K) by the name of the input."""
+        self._sums_K, self._gradients = sums_K, gradients
         self._next_row: int | None = None
         """The first product of the micro-batch that comes next; None before the first call."""
 
     def __call__(self, inputs: PoolInputs, coefficient_K: Tensor) -> Tensor:
-        """The sums of all micro-batches at once for the first one, and zeros for the others."""
-        cached, is_first, start = self._cached, self._next_row is None, self._next_row or 0
+        """The sums of all micro-batches at once for the first one, and zeros for the others.
+
+        ValueError for inputs that are not those of the first pass.
+        """
+        is_first, start = self._next_row is None, self._next_row or 0
         rows = slice(start, start + inputs.features_BMR.shape[0])
         self._next_row = rows.stop
-        sums_K = cached.sums_K if is_first else torch.zeros_like(cached.sums_K)
-        gradients = []
-        for name in DIFFERENTIABLE:
-            gradient = cached.gradients[name]
-            if gradient is not None and name == "scalars":
-                gradient = gradient if is_first else torch.zeros_like(gradient)
-            elif gradient is not None:
-                gradient = gradient[rows]
-            gradients.append(gradient)
         values = [getattr(inputs, name) for name in DIFFERENTIABLE]
+        gradients = [self._gradient(name, rows, is_first) for name in DIFFERENTIABLE]
+        for name, value, gradient in zip(DIFFERENTIABLE, values, gradients, strict=True):
+            if (value is None) != (gradient is None):
+                raise ValueError(f"{name} must be given in both passes or in neither")
+            if gradient is not None and value.shape != gradient.shape:
+                raise ValueError(f"rows {rows} hold {list(gradient.shape)}, the micro-batch {list(value.shape)}")
+        sums_K = self._sums_K if is_first else torch.zeros_like(self._sums_K)
         return _Replay.apply(sums_K, coefficient_K.detach(), tuple(gradients), *values)
+
+    def _gradient(self, name: str, rows: slice, is_first: bool) -> Tensor | None:
+        """The micro-batch's share; the first one bears what belongs to no product."""
+        gradient = self._gradients.get(name)
+        if gradient is None or name != "scalars":
+            return None if gradient is None else gradient[rows]
+        return gradient if is_first else torch.zeros_like(gradient)
 
 
 class _Replay(torch.autograd.Function):

@@ -18,7 +18,7 @@ from m5ds.inputs import STRICT
 from m5ds.model.objectives.base import ObjectiveContext, States, TermWeights, register
 from m5ds.model.objectives.contrastive import MAX_LOG_SCALE
 from m5ds.model.objectives.pairs import PairObjective, Pairs
-from m5ds.model.objectives.pool import Cached, Gather, Pool, PoolInputs, cached_by_autograd
+from m5ds.model.objectives.pool import Gather, Pool, PoolInputs
 from m5ds.model.precision import at_least_float32
 
 
@@ -105,10 +105,6 @@ class SigmoidLoss:
                 loss_B = loss_B * _of(inputs.loss_weight_BK[:, p], has_both_B)
             sums.append(loss_B.sum())
         return torch.stack(sums)
-
-    def cached(self, inputs: PoolInputs, coefficient_K: Tensor, gather: Gather) -> Cached:
-        """The sums and their gradients."""
-        return cached_by_autograd(self, inputs, coefficient_K, gather)
 
 
 def _of(weight_B: Tensor, is_query_B: Tensor) -> Tensor:

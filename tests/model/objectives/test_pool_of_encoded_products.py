@@ -1,4 +1,4 @@
-"""The two-pass gradient cache: micro-batches give the whole batch's gradients, on one rank and on two."""
+"""The two passes through an encoder: micro-batches give the whole batch's gradients, on one rank and on two."""
 
 import pytest
 import torch
@@ -6,10 +6,11 @@ from contrastive_cases import PAIRS_ALL
 from embed_cases import all_patterns
 
 from m5ds.kernels.presence_contrastive import presence_contrastive
-from m5ds.kernels.presence_contrastive.gradient_cache import CachedGradients, Gather, cached_gradients
+from m5ds.model.objectives.contrastive import InfoNCE
+from m5ds.model.objectives.pool import Collected, Gather, PoolInputs
 
 _PRESENT = all_patterns()[torch.randperm(32, generator=torch.Generator().manual_seed(1))]
-_COEFFICIENT = torch.linspace(0.1, 1.0, 20, dtype=torch.float64).view(10, 2)
+_COEFFICIENT = torch.linspace(0.1, 1.0, 10, dtype=torch.float64)
 
 
 class _Encoder(torch.nn.Module):
@@ -41,42 +42,40 @@ def _whole(encoder: _Encoder, x: torch.Tensor) -> tuple[torch.Tensor, list[torch
         weights,
         loss_weights,
     )
-    return loss, list(torch.autograd.grad((loss * _COEFFICIENT).sum(), list(encoder.parameters())))
+    loss_P = loss.mean(1)
+    return loss_P, list(torch.autograd.grad((loss_P * _COEFFICIENT).sum(), list(encoder.parameters())))
+
+
+def _inputs(encoder: _Encoder, x: torch.Tensor, present: torch.Tensor) -> PoolInputs:
+    features, weights, loss_weights = encoder(x)
+    return PoolInputs(features, present, encoder.logit_scale, weights, loss_weights)
 
 
 def _two_passes(
     encoder: _Encoder, x: torch.Tensor, present: torch.Tensor, sizes: list[int], gather: Gather | None = None
-) -> tuple[CachedGradients, list[torch.Tensor]]:
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    parts = list(zip(x.split(sizes), present.split(sizes), strict=True))
+    collected = Collected(InfoNCE(PAIRS_ALL), gather)
     with torch.no_grad():
-        parts = [torch.cat(values) for values in zip(*(encoder(part) for part in x.split(sizes)), strict=True)]
-    cache = cached_gradients(
-        parts[0],
-        present,
-        PAIRS_ALL,
-        encoder.logit_scale,
-        _COEFFICIENT,
-        gather=gather,
-        weights_BP=parts[1],
-        loss_weights_BP=parts[2],
-    )
+        for part, here in parts:
+            collected(_inputs(encoder, part, here), _COEFFICIENT)
+    replayed = collected.close()
     total = [torch.zeros_like(parameter) for parameter in encoder.parameters()]
-    start = 0
-    for number, part in enumerate(x.split(sizes)):
-        features, weights, loss_weights = encoder(part)
-        scale = encoder.logit_scale if number == 0 else None
-        surrogate = cache.surrogate(slice(start, start + len(part)), features, scale, weights, loss_weights)
-        grads = torch.autograd.grad(surrogate, list(encoder.parameters()), allow_unused=True)
-        total = [a if g is None else a + g for a, g in zip(total, grads, strict=True)]
-        start += len(part)
-    return cache, total
+    sums = torch.zeros_like(_COEFFICIENT)
+    for part, here in parts:
+        sums_P = replayed(_inputs(encoder, part, here), _COEFFICIENT)
+        sums = sums + sums_P.detach()
+        grads = torch.autograd.grad((sums_P * _COEFFICIENT).sum(), list(encoder.parameters()))
+        total = [a + g for a, g in zip(total, grads, strict=True)]
+    return sums, total
 
 
 @pytest.mark.parametrize("sizes", [[32], [16, 16], [1, 30, 1], [0, 20, 12]])
 def test_micro_batches_give_the_whole_batchs_losses_and_gradients(sizes: list[int]) -> None:
     encoder, x = _Encoder(), torch.randn(32, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     want_loss, want = _whole(encoder, x)
-    cache, got = _two_passes(encoder, x, _PRESENT, sizes)
-    torch.testing.assert_close(cache.losses_P2, want_loss.detach())
+    found, got = _two_passes(encoder, x, _PRESENT, sizes)
+    torch.testing.assert_close(found, want_loss.detach())
     for grad, wanted in zip(got, want, strict=True):
         torch.testing.assert_close(grad, wanted)
 
@@ -92,18 +91,23 @@ def test_a_gathered_pool_is_the_pool_and_its_gradient_reaches_the_features_as_ke
     features, weights, loss_weights = encoder(x[18:])
     keys, keys_present_CM, first_row = gather(features, _PRESENT[18:])
     arguments = (features, keys, _PRESENT[18:], keys_present_CM, torch.arange(14) + first_row, PAIRS_ALL)
-    loss = presence_contrastive(*arguments, encoder.logit_scale, weights, loss_weights)
+    loss = presence_contrastive(*arguments, encoder.logit_scale, weights, loss_weights).mean(1)
     want = torch.autograd.grad((loss * _COEFFICIENT).sum(), list(encoder.parameters()))
-    cache, got = _two_passes(encoder, x[18:], _PRESENT[18:], [5, 9], gather)
-    torch.testing.assert_close(cache.losses_P2, loss.detach())
+    found, got = _two_passes(encoder, x[18:], _PRESENT[18:], [5, 9], gather)
+    torch.testing.assert_close(found, loss.detach())
     for grad, wanted in zip(got, want, strict=True):
         torch.testing.assert_close(grad, wanted)
 
 
 def test_passes_that_disagree_are_named() -> None:
-    features = torch.randn(4, 5, 3)
-    cache = cached_gradients(features, torch.ones(4, 5).bool(), PAIRS_ALL, torch.tensor(1.0), torch.ones(10, 2))
+    features, present, scale = torch.randn(4, 5, 3), torch.ones(4, 5).bool(), torch.tensor(1.0)
+
+    def replayed():
+        collected = Collected(InfoNCE(PAIRS_ALL), None)
+        collected(PoolInputs(features, present, scale, None, None), torch.ones(10))
+        return collected.close()
+
     with pytest.raises(ValueError, match="rows"):
-        cache.surrogate(slice(0, 2), features)
-    with pytest.raises(ValueError, match="weights_BP"):
-        cache.surrogate(slice(0, 4), features, weights_BP=torch.ones(4, 10))
+        replayed()(PoolInputs(features.repeat(2, 1, 1), present.repeat(2, 1), scale, None, None), torch.ones(10))
+    with pytest.raises(ValueError, match="logit_weight_BK must be given in both passes or in neither"):
+        replayed()(PoolInputs(features, present, scale, torch.ones(4, 10), None), torch.ones(10))
