@@ -74,10 +74,10 @@ class M5ForPretraining(M5PreTrainedModel):
         self.blocks = nn.ModuleDict({layer.name: PackedBlock(layer, names, dim, eps=eps, **rates) for layer in layers})
         if spec.absent == "token":
             self.absent = AbsentTokens(len(names), dim)
-        self.projections = nn.ModuleDict(
-            {name: Projection(dim, spec.projection_dim, eps) for name in total.projected_modalities(config)}
-        )
-        self.objectives = Objectives.of(config, self.embeddings.token_table)
+        objectives = Objectives.of(config, self.embeddings.token_table)
+        projected = [name for name in names if name in objectives.projected]
+        self.projections = nn.ModuleDict({name: Projection(dim, spec.projection_dim, eps) for name in projected})
+        self.objectives = objectives
         self.harmonised = total.harmonised(config, self.objectives)
         self.harmony = Harmony(spec.harmony, len(names), [term for _, term in self.harmonised])
         self._tied_weights_keys = {

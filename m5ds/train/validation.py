@@ -1,7 +1,8 @@
 """Validation on the held-out split: losses of every objective, cross-modal retrieval, fused retrieval by category.
 
-Each batch runs twice: masked, for the objectives that need it, under the evaluation draw, and clean, for the others
-(their pool is the global validation batch) and for the features. Empty products that pad the last batch are dropped.
+Each batch runs clean, for the features and for objectives that need no masks (their pool is the global validation
+batch), and where others do need them, masked too, under the evaluation draw. Empty products that pad the last batch
+are dropped.
 Shape letters: N products of the split, B of a micro-batch, M modalities.
 """
 

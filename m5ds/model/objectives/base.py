@@ -88,7 +88,9 @@ class ObjectiveContext:
 
 
 class Objective(nn.Module):
-    """Base of all objectives; `register` makes one known. Subclasses set `terms` and override the three methods."""
+    """Base of all objectives; `register` makes one known. Subclasses set `config_class` and `terms`, and override
+    `count_targets` and `forward`; the rest where it differs.
+    """
 
     kind: ClassVar[str]
     """The name that it is registered under."""
@@ -107,10 +109,10 @@ class Objective(nn.Module):
         """False where the model has nothing that the objective could work on."""
         return True
 
-    @classmethod
-    def projected(cls, name: str, config: Any, model: M5Config) -> tuple[str, ...]:
+    @property
+    def projected(self) -> set[str]:
         """Modalities whose unimodal summaries the objective reads projected (`States.unimodal_BMR`)."""
-        return ()
+        return set()
 
     def count_targets(self, batch: Batch, seed: int) -> dict[str, int]:
         """Targets of each term in this micro-batch. Summed over ranks and accumulation they divide the sums."""

@@ -15,12 +15,9 @@ from torch import Tensor, nn
 from m5ds.inputs import STRICT
 from m5ds.kernels.presence_contrastive import presence_contrastive
 from m5ds.model.objectives.base import ObjectiveContext, States, TermWeights, register
-from m5ds.model.objectives.pairs import PairObjective, Pairs
+from m5ds.model.objectives.pairs import PairObjective, Pairs, bounded_scale
 from m5ds.model.objectives.pool import Gather, Pool, PoolInputs
 from m5ds.model.precision import at_least_float32
-
-MAX_LOG_SCALE = math.log(100.0)
-"""CLIP's bound: the temperature never falls below 0.01."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -46,8 +43,6 @@ class Contrastive(PairObjective):
 
     def __init__(self, config: ContrastiveConfig, context: ObjectiveContext) -> None:
         super().__init__(config, context)
-        self.name = context.name
-        self.by_group = config.positives == "group"
         self.global_loss = InfoNCE(self.pairs)
         self.initial_log_scale = math.log(1.0 / config.temperature)
         self.learned = config.learn_temperature
@@ -69,15 +64,7 @@ class Contrastive(PairObjective):
         device = states.unimodal_BMR.device
         fixed = torch.tensor(self.initial_log_scale, device=device)
         log_scale = at_least_float32(self.logit_scale[0]) if self.learned else fixed
-        inputs = PoolInputs(
-            features_BMR=states.unimodal_BMR,
-            present_BM=states.present_BM,
-            scalars=log_scale.clamp(max=MAX_LOG_SCALE).exp(),
-            logit_weight_BK=weights.logit_BK,
-            loss_weight_BK=weights.loss_BK,
-            group_B=states.groups() if self.by_group else None,
-        )
-        return pool(inputs, coefficient_K)
+        return pool(self.pool_inputs(states, weights, bounded_scale(log_scale)), coefficient_K)
 
 
 class InfoNCE:

@@ -1,16 +1,22 @@
 """Objectives over pairs of modalities: which pairs, what their losses are called, and how many products have both."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import ClassVar, Protocol
+
+from torch import Tensor
 
 from m5ds.batch import Batch
 from m5ds.config import ModelConfig
 from m5ds.model.configuration import M5Config
-from m5ds.model.objectives.base import Objective, ObjectiveContext, Term
+from m5ds.model.objectives.base import Objective, ObjectiveContext, States, Term, TermWeights
+from m5ds.model.objectives.pool import PoolInputs
 
 Pairs = tuple[tuple[int, int], ...]
 """Places in the model of each pair's modalities."""
+MAX_LOG_SCALE = math.log(100.0)
+"""CLIP's bound: the temperature never falls below 0.01."""
 
 
 class PairConfig(Protocol):
@@ -24,6 +30,10 @@ class PairConfig(Protocol):
     def weight(self) -> float:
         """Factor of every pair's loss."""
 
+    @property
+    def positives(self) -> str:
+        """`product`, or `group`: whether variants of one product are its negatives."""
+
 
 class PairObjective(Objective):
     """Base of objectives that compare the projected unimodal summaries of two modalities; a term each pair."""
@@ -33,6 +43,8 @@ class PairObjective(Objective):
 
     def __init__(self, config: PairConfig, context: ObjectiveContext) -> None:
         super().__init__()
+        self.name = context.name
+        self.by_group = config.positives == "group"
         names = context.model.spec.modality_names
         named = chosen_pairs(config.pairs, context.model.spec, context.name)
         self.pair_names = named
@@ -48,15 +60,31 @@ class PairObjective(Objective):
     def wanted(cls, name: str, config: PairConfig, model: M5Config) -> bool:
         return bool(chosen_pairs(config.pairs, model.spec, name))
 
-    @classmethod
-    def projected(cls, name: str, config: PairConfig, model: M5Config) -> tuple[str, ...]:
-        return tuple(one for pair in chosen_pairs(config.pairs, model.spec, name) for one in pair)
+    @property
+    def projected(self) -> set[str]:
+        return {name for pair in self.pair_names for name in pair}
 
     def count_targets(self, batch: Batch, seed: int) -> dict[str, int]:
         """Products that have both modalities of each pair."""
         present_MB = batch.present_BM.t()
         both = [present_MB[i] & present_MB[j] for i, j in self.pairs]
         return {term.name: int(both_B.sum()) for term, both_B in zip(self.terms, both, strict=True)}
+
+    def pool_inputs(self, states: States, weights: TermWeights, scalars: Tensor) -> PoolInputs:
+        """What the loss over the global batch depends on; `scalars` are the objective's own numbers, fp32."""
+        return PoolInputs(
+            features_BMR=states.unimodal_BMR,
+            present_BM=states.present_BM,
+            scalars=scalars,
+            logit_weight_BK=weights.logit_BK,
+            loss_weight_BK=weights.loss_BK,
+            group_B=states.groups() if self.by_group else None,
+        )
+
+
+def bounded_scale(log_scale: Tensor) -> Tensor:
+    """The logit scale from its logarithm, at most `MAX_LOG_SCALE`."""
+    return log_scale.clamp(max=MAX_LOG_SCALE).exp()
 
 
 def chosen_pairs(

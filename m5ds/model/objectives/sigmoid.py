@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from m5ds.inputs import STRICT
 from m5ds.model.objectives.base import ObjectiveContext, States, TermWeights, register
-from m5ds.model.objectives.contrastive import MAX_LOG_SCALE
-from m5ds.model.objectives.pairs import PairObjective, Pairs
+from m5ds.model.objectives.pairs import PairObjective, Pairs, bounded_scale
 from m5ds.model.objectives.pool import Gather, Pool, PoolInputs
 from m5ds.model.precision import at_least_float32
 
@@ -45,8 +44,6 @@ class Sigmoid(PairObjective):
 
     def __init__(self, config: SigmoidConfig, context: ObjectiveContext) -> None:
         super().__init__(config, context)
-        self.name = context.name
-        self.by_group = config.positives == "group"
         self.global_loss = SigmoidLoss(self.pairs)
         self.initial = {"logit_scale": math.log(1.0 / config.temperature), "logit_bias": config.bias}
         self.logit_scale = nn.Parameter(torch.zeros(1))
@@ -64,16 +61,9 @@ class Sigmoid(PairObjective):
 
     def forward(self, states: States, weights: TermWeights, coefficient_K: Tensor, pool: Pool | None) -> Tensor:
         assert pool is not None
-        scale = at_least_float32(self.logit_scale[0]).clamp(max=MAX_LOG_SCALE).exp()
-        inputs = PoolInputs(
-            features_BMR=states.unimodal_BMR,
-            present_BM=states.present_BM,
-            scalars=torch.stack([scale, at_least_float32(self.logit_bias[0])]),
-            logit_weight_BK=weights.logit_BK,
-            loss_weight_BK=weights.loss_BK,
-            group_B=states.groups() if self.by_group else None,
-        )
-        return pool(inputs, coefficient_K)
+        scale = bounded_scale(at_least_float32(self.logit_scale[0]))
+        scalars = torch.stack([scale, at_least_float32(self.logit_bias[0])])
+        return pool(self.pool_inputs(states, weights, scalars), coefficient_K)
 
 
 class SigmoidLoss:

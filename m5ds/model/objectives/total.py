@@ -51,6 +51,11 @@ class Objectives(nn.ModuleDict):
         """The named ones, all for None, in the order given."""
         return [(name, self[name]) for name in (self if names is None else names)]
 
+    @property
+    def projected(self) -> set[str]:
+        """Modalities whose unimodal summaries some objective reads projected."""
+        return {name for _, objective in self.chosen() for name in objective.projected}
+
     def term_names(self, names: Sequence[str] | None = None) -> list[str]:
         """Names of the losses."""
         return [term.name for _, objective in self.chosen(names) for term in objective.terms]
@@ -65,16 +70,6 @@ class Objectives(nn.ModuleDict):
         for _, objective in self.chosen(names):
             counts |= objective.count_targets(batch, seed)
         return counts
-
-
-def projected_modalities(config: M5Config) -> tuple[str, ...]:
-    """Modalities whose unimodal summaries some objective reads projected, in the model's order."""
-    found = {
-        modality_name
-        for name, (objective, spec) in specs(config.spec.objectives).items()
-        for modality_name in objective.projected(name, spec, config)
-    }
-    return tuple(one for one in config.spec.modality_names if one in found)
 
 
 def harmonised(config: M5Config, objectives: Objectives) -> list[tuple[str, Term]]:
