@@ -19,12 +19,12 @@ from torch.nn import functional
 from m5ds.data.decode.dali_runtime import DaliRuntime
 from m5ds.data.decode.media import (
     MAX_CHANNELS,
-    MAX_PACKETS,
     MAX_SAMPLE_RATE,
     MAX_WHOLE_SAMPLES,
     MIN_SAMPLE_RATE,
     reason_for,
 )
+from m5ds.data.decode.packets import read_packets
 from m5ds.data.decode.probes.audio import whole_samples
 from m5ds.data.decode.probes.streams import stream_format
 from m5ds.data.decode.video_index import open_container
@@ -146,7 +146,7 @@ def _by_pyav(dali: DaliRuntime, data: bytes, seconds: float, start: float) -> tu
     if stream.codec_context is None:
         raise MediaError("no decoder for the sound stream")
     stream.codec_context.thread_count = 1
-    packets = _packets(container, stream)
+    packets = read_packets(container, stream, "sound", "samples")
     begins = list(accumulate(_heard_seconds(packets), initial=0.0))
     total = begins.pop()
     is_whole = total <= _WHOLE_WINDOWS * seconds
@@ -167,23 +167,6 @@ def _by_pyav(dali: DaliRuntime, data: bytes, seconds: float, start: float) -> tu
     else:
         skip = min(max(round((first - origin) * rate), 0), max(len(wave_N) - most, 0))
     return wave_N[skip : skip + most], float(rate)
-
-
-def _packets(container: av.container.InputContainer, stream: av.AudioStream) -> list[av.Packet]:
-    """The stream's packets, in memory, without empty ones."""
-    packets: list[av.Packet] = []
-    try:
-        for packet in container.demux(stream):
-            if packet.size:
-                packets.append(packet)
-            if len(packets) > MAX_PACKETS:
-                raise MediaError(f"the sound stream has more than {MAX_PACKETS} packets")
-    except av.FFmpegError:
-        if not packets:
-            raise
-    if not packets:
-        raise MediaError("the sound stream holds no samples")
-    return packets
 
 
 def _heard_seconds(packets: Sequence[av.Packet]) -> Iterator[float]:

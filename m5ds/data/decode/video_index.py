@@ -14,7 +14,8 @@ from statistics import median
 
 import av
 
-from m5ds.data.decode.media import MAX_DECODED_PIXELS, MAX_PACKETS, MAX_VIDEO_PIXELS
+from m5ds.data.decode.media import MAX_DECODED_PIXELS, MAX_VIDEO_PIXELS
+from m5ds.data.decode.packets import read_packets
 from m5ds.data.decode.probes.media import check_pixels, is_turned
 from m5ds.data.decode.probes.streams import stream_format
 from m5ds.data.decode.video_bitstream import MAY_HIDE, packet_agrees, shows_picture
@@ -104,7 +105,7 @@ def video_index(data: bytes, on_gpu: bool) -> VideoIndex:
         raise MediaError("no decoder for the video stream")
     context.options = CODEC_OPTIONS
     check_pixels(stream.height, stream.width, MAX_VIDEO_PIXELS)
-    packets = _packets(container, stream)
+    packets = read_packets(container, stream, "video", "frames")
     codec = context.name
     may_hide = codec in MAY_HIDE  # only their packets need a look, which copies them
     seen = [
@@ -171,19 +172,3 @@ def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
     if not streams:
         raise MediaError("there is no video stream")
     return next((one for one in streams if not one.disposition & av.stream.Disposition.attached_pic), streams[0])
-
-
-def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> list[av.Packet]:
-    packets = []
-    try:
-        for packet in container.demux(stream):
-            if packet.size:
-                packets.append(packet)
-            if len(packets) > MAX_PACKETS:
-                raise MediaError(f"the video stream has more than {MAX_PACKETS} packets")
-    except av.FFmpegError:
-        if not packets:
-            raise
-    if not packets:
-        raise MediaError("the video stream holds no frames")
-    return packets

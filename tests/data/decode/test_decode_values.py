@@ -9,9 +9,8 @@ import torch
 from media_samples import audio, image, item, video
 from PIL import Image
 
-from m5ds.data.decode import audio as decode_audio
 from m5ds.data.decode import image as decode_image
-from m5ds.data.decode import media, video_index
+from m5ds.data.decode import media, packets, video_index
 from m5ds.data.decode import video as decode_video
 from m5ds.data.decode.audio import log_mel
 from m5ds.data.decode.decoder import Decoder
@@ -122,13 +121,13 @@ def test_packets_are_allowed_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) ->
     clip, sound = video(times_ms=list(range(0, 480, 40))), audio("libmp3lame", "mp3", seconds=0.5)
     decoder = Decoder("cpu", 1)
     count = 1
-    monkeypatch.setattr(video_index, "MAX_PACKETS", 12)
+    monkeypatch.setattr(packets, "MAX_PACKETS", 12)
     assert len(video_index.video_index(clip, on_gpu=False).packets) == 12
-    monkeypatch.setattr(video_index, "MAX_PACKETS", 11)
+    monkeypatch.setattr(packets, "MAX_PACKETS", 11)
     with pytest.raises(MediaError, match="more than 11 packets"):
         video_index.video_index(clip, on_gpu=False)
     while True:
-        monkeypatch.setattr(decode_audio, "MAX_PACKETS", count)
+        monkeypatch.setattr(packets, "MAX_PACKETS", count)
         if decoder.audios([item(sound)], SPEC, [0.0]).kept:
             break
         count += 1
