@@ -2,23 +2,16 @@
 
 import pytest
 import torch
+from keyed_cases import NUM, assert_keyed, keys_of, many_keys
 
 from m5ds.data.batches import augment
-from m5ds.inputs.keyed import Keys
 from m5ds.kernels.common import philox
 from m5ds.kernels.common.philox import Stream, product_hash
-
-NUM = 2000
-
-
-def keys_of(names, draw=0):
-    product_K = torch.tensor([product_hash(name) for name in names])
-    return Keys(product_K, torch.full((len(names),), draw, dtype=torch.int64))
 
 
 @pytest.fixture(scope="module")
 def keys():
-    return keys_of([f"p{number}" for number in range(NUM)])
+    return many_keys()
 
 
 def every_choice(keys):
@@ -30,18 +23,8 @@ def every_choice(keys):
     }
 
 
-def test_choices_do_not_depend_on_the_place_in_the_batch(keys):
-    together = every_choice(keys)
-    places = [1999, 0, 7, 1200]
-    alone = every_choice(keys.take(places))
-    for name, values in together.items():
-        assert alone[name] == [values[place] for place in places], name
-
-
-def test_choices_differ_by_draw_and_by_seed(keys):
-    first, second = every_choice(keys), every_choice(Keys(keys.product_K, keys.draw_K + 1))
-    for name in first:
-        assert first[name] != second[name], name
+def test_choices_belong_to_product_and_draw_and_not_to_the_place_in_the_batch(keys):
+    assert_keyed(every_choice, keys)
 
 
 def test_every_file_of_a_product_is_chosen_equally_often(keys):
